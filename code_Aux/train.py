@@ -1,0 +1,58 @@
+"""Auxiliary training: the triplet loss over optical, SAR and the pseudo-modal images of both.
+
+    python code_Aux/train.py --data_path data/SN6align200 --channel_exchange
+    python code_Aux/train.py --data_path data/demo --guided_filter --arch resnet18 --img_size 96 --init none \\
+        --schedule cosine --lr 0.1 --lr_head 0.1 --batch_size 48 --epochs 20        from scratch on a CPU
+"""
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's root, where shared/ is
+
+import torch
+
+from shared import options
+from shared.dataset import load_data, steps_per_epoch
+from shared.errors import run_script
+from shared.filters import pseudo_modal
+from shared.losses import cross_modal_triplet
+from shared.optimizers import build_optimizer, build_schedule
+from shared.run import Run, build_model
+
+
+def train():
+    args = options.training(__doc__, pseudo_modal=True).parse_args()
+    if not args.guided_filter:
+        args.channel_exchange = True
+    run = Run(args)
+
+    pairs, evaluation = load_data(args.data_path, args.img_size, args.workers, args.validate)
+    steps = steps_per_epoch(pairs, args.batch_size)
+    run.log(f"{len(pairs)} training places; {len(evaluation.sar)} queries, {len(evaluation)} places in the gallery, "
+            f"{evaluation.distractors} of them distractors")
+
+    model = build_model(args, run.device)
+    optimizer = build_optimizer(model, args.optim, args.lr, args.lr_head)
+    schedule = build_schedule(optimizer, args.schedule, args.epochs, steps)
+    run.resume(model=model, optimizer=optimizer, schedule=schedule)
+
+    for epoch in run.epochs():
+        model.train()
+        for opt, sar in run.batches(pairs, epoch):                    # B x 3 x S x S in [0, 1]
+            opt_pseudo = pseudo_modal(opt, args.channel_exchange, args.guided_filter, run.generator)
+            sar_pseudo = pseudo_modal(sar, args.channel_exchange, args.guided_filter, run.generator)
+            with run.autocast():                                      # 4B x 512: optical, pseudo-optical, SAR, pseudo-SAR
+                pool5, fc = model(torch.cat([opt, opt_pseudo]), torch.cat([sar, sar_pseudo]))
+            triplet = cross_modal_triplet(fc, kinds=4, margin=args.margin)
+
+            optimizer.zero_grad()
+            run.scaler.scale(triplet).backward()
+            run.scaler.step(optimizer)
+            run.scaler.update()
+            schedule.step()
+            run.record(triplet=triplet)
+        run.end_epoch(model, evaluation, schedule.get_last_lr()[0], margin_terms=12)
+
+
+if __name__ == "__main__":
+    run_script(train)

@@ -1,0 +1,173 @@
+"""Make aligned demo pairs: procedural scenes, seen once in optical and once in SAR. A check, not a benchmark.
+
+    python data/demo/prepare.py                       192 training and 96 test places in data/demo
+    python data/demo/prepare.py OUT --train 500 --test 100 --seed 1
+
+A scene is a map of classes and heights. Optical: colour and texture by class, sun shadow. SAR (HH, VV, VH as
+R, G, B): back-scatter by class and polarisation, layover, double bounce, radar shadow, multiplicative speckle.
+The same seed gives the same files.
+"""
+import argparse
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository's root, where shared/ is
+
+from shared.files import write_bytes
+
+SIZE, MARGIN = 200, 40                                  # px of a crop, and around it so that layover has a source
+GRASS, SOIL, WATER, ROAD, BUILDING, TANK, TREE = range(7)
+
+COLOUR = np.array([[98, 122, 68], [152, 128, 96], [38, 58, 78], [118, 116, 114], [150, 120, 105], [205, 205, 200], [48, 78, 42]], np.float32)
+TEXTURE = np.array([9, 8, 3, 5, 6, 4, 14], np.float32)  # standard deviation of the brightness, 0 to 255
+# Back-scatter in dB, columns HH, VV, VH.
+BACKSCATTER = np.array([[-12, -11, -17], [-11, -9, -20], [-23, -20, -30], [-18, -17, -27], [-9, -10, -18], [-7, -8, -18], [-8, -9, -12]], np.float32)
+DOUBLE_BOUNCE = np.array([8, 4, -6], np.float32)        # dB at the foot of a wall that faces the radar
+DB_RANGE = (-28.0, 4.0)                                 # mapped to 0 to 255
+LOOKS = 4
+RADAR_COT = 1.0                                         # cotangent of the incidence angle, 45 degrees, radar to the left
+SUN = (0.8, 0.6, 0.9)                                   # shadow direction (x, y) and tangent of the sun's elevation
+
+
+def scene(rng):
+    """Draw a place: class (H, W) int, height (H, W) in px, roof colours (H, W, 3), all with the margin."""
+    side = SIZE + 2 * MARGIN
+    classes = np.full((side, side), GRASS, np.int32)
+    height = np.zeros((side, side), np.float32)
+    tint = rng.normal(0, 6, (1, 1, 3)).astype(np.float32) * np.ones((side, side, 1), np.float32)
+
+    def paint(value, shape_height=0.0, colour_std=0.0, texture=None):
+        mask = canvas > 0
+        classes[mask] = value
+        height[mask] = shape_height if texture is None else shape_height * texture[mask]
+        if colour_std:
+            tint[mask] = rng.normal(0, colour_std, 3)
+
+    # Fields: polygons of bare soil or grass between random cuts.
+    for _ in range(rng.integers(2, 6)):
+        canvas = np.zeros((side, side), np.uint8)
+        cv2.fillConvexPoly(canvas, _rectangle(rng.uniform(0, side, 2), rng.uniform(50, 130, 2), rng.uniform(0, 180)), 1)
+        paint(int(rng.choice([GRASS, SOIL, SOIL])), colour_std=14)
+    if rng.random() < 0.45:                              # a river or a canal
+        canvas = np.zeros((side, side), np.uint8)
+        points = np.cumsum(np.vstack([rng.uniform(0, side, 2) * [0, 1], rng.normal([side / 5, 0], [8, 30], (6, 2))]), 0)
+        cv2.polylines(canvas, [np.int32(points)], False, 1, int(rng.integers(8, 34)))
+        paint(WATER, colour_std=6)
+    angle = rng.uniform(0, 90)
+    for _ in range(rng.integers(1, 4)):                  # roads, more or less on one grid
+        canvas = np.zeros((side, side), np.uint8)
+        direction = np.deg2rad(angle + rng.choice([0, 90]) + rng.normal(0, 4))
+        centre, along = rng.uniform(0, side, 2), 400 * np.array([np.cos(direction), np.sin(direction)])
+        cv2.line(canvas, np.int32(centre - along).tolist(), np.int32(centre + along).tolist(), 1, int(rng.integers(4, 9)))
+        paint(ROAD, colour_std=8)
+    for _ in range(rng.integers(2, 26)):                 # buildings along the grid
+        canvas = np.zeros((side, side), np.uint8)
+        cv2.fillConvexPoly(canvas, _rectangle(rng.uniform(0, side, 2), rng.uniform(9, 36, 2), angle + rng.normal(0, 3)), 1)
+        paint(BUILDING, rng.uniform(4, 18), colour_std=14)
+    if rng.random() < 0.3:                               # a tank farm
+        corner, radius = rng.uniform(40, side - 120, 2), int(rng.integers(6, 13))
+        for i in range(int(rng.integers(2, 9))):
+            canvas = np.zeros((side, side), np.uint8)
+            cv2.circle(canvas, np.int32(corner + 2.8 * radius * np.array([i % 3, i // 3])).tolist(), radius, 1, -1)
+            paint(TANK, rng.uniform(6, 12), colour_std=10)
+    for _ in range(rng.integers(5, 60)):                 # trees, alone and in rows
+        canvas = np.zeros((side, side), np.uint8)
+        cv2.circle(canvas, np.int32(rng.uniform(0, side, 2)).tolist(), int(rng.integers(2, 6)), 1, -1)
+        canvas[height > 0] = 0
+        paint(TREE, rng.uniform(3, 8), colour_std=6)
+    return classes, height, tint
+
+
+def render_optical(classes, height, tint, rng):
+    """(S, S, 3) uint8 RGB."""
+    noise = rng.normal(0, 1, classes.shape).astype(np.float32)
+    noise = 0.6 * noise + 0.4 * _standard(cv2.GaussianBlur(noise, (0, 0), 3))
+    image = COLOUR[classes] + tint + (TEXTURE[classes] * noise)[..., None]
+    dx, dy, elevation = SUN
+    shadow = np.zeros(classes.shape, bool)
+    for distance in range(1, 24):                        # a pixel is dark when something towards the sun is high enough
+        shift = np.float32([[1, 0, dx * distance], [0, 1, dy * distance]])
+        shadow |= cv2.warpAffine(height, shift, height.shape[::-1], flags=cv2.INTER_NEAREST) - elevation * distance > height
+    image *= 1 - 0.55 * cv2.GaussianBlur(shadow.astype(np.float32), (0, 0), 0.7)[..., None]
+    image = cv2.GaussianBlur(image * rng.uniform(0.85, 1.15), (0, 0), 0.6)
+    return _crop(image.clip(0, 255).astype(np.uint8))
+
+
+def render_sar(classes, height, rng):
+    """(S, S, 3) uint8, HH, VV, VH. The radar looks from the left, along the rows."""
+    side = classes.shape[1]
+    columns = np.arange(side, dtype=np.float32)
+    power = 10 ** ((BACKSCATTER[classes] + rng.normal(0, 0.7, classes.shape).astype(np.float32)[..., None]) / 10)
+    # Radar shadow: nothing nearer to the radar may stand above the ray that arrives.
+    ray = height + columns * RADAR_COT
+    blocked = np.zeros(classes.shape, bool)
+    blocked[:, 1:] = np.maximum.accumulate(ray, 1)[:, :-1] > ray[:, 1:]
+    power[blocked] = 0
+    # A wall towards the radar: double bounce at its foot, and its face laid over what is in front.
+    rise = np.diff(height, axis=1, prepend=height[:, :1])
+    wall = (rise > 3) & ~blocked
+    bounce = cv2.GaussianBlur(wall.astype(np.float32), (0, 0), 0.6)[..., None] * 10 ** (DOUBLE_BOUNCE / 10)
+    rows = np.arange(side)[:, None] * side
+    image = np.zeros((side * side, 3), np.float32)
+    # Layover: a point of height h has the range of the ground h cot(incidence) nearer to the radar.
+    target = (rows + np.rint(columns - height * RADAR_COT).clip(0, side - 1).astype(np.int64)).ravel()
+    wall_rows, wall_columns = np.nonzero(wall)
+    face = [(wall_rows * side + (wall_columns - k * RADAR_COT).clip(0, side - 1).astype(np.int64))[height[wall] > k] for k in range(18)]
+    for channel in range(3):
+        image[:, channel] = np.bincount(target, power[..., channel].ravel(), side * side)
+        image[:, channel] += np.bincount(np.concatenate(face), minlength=side * side) * 10 ** (BACKSCATTER[BUILDING, channel] / 10)
+    image = image.reshape(side, side, 3) + bounce + 10 ** (-3.0)                 # the noise floor, -30 dB
+    image *= rng.gamma(LOOKS, 1 / LOOKS, image.shape)                            # speckle of a multi-look intensity
+    low, high = DB_RANGE
+    decibel = 10 * np.log10(np.maximum(image, 1e-6))
+    return _crop(((decibel - low) / (high - low) * 255).clip(0, 255).astype(np.uint8))
+
+
+def make_pair(place, seed, out):
+    """Render one place, (split, number), to OUT/split/{opt,sar}/NAME.png."""
+    split, number = place
+    rng = np.random.default_rng([seed, split == "test", number])
+    classes, height, tint = scene(rng)
+    for modality, image in (("opt", render_optical(classes, height, tint, rng)), ("sar", render_sar(classes, height, rng))):
+        file = out / split / modality / f"{number:04d}.png"
+        write_bytes(file, cv2.imencode(".png", image[..., ::-1])[1].tobytes())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", nargs="?", type=Path, default=Path(__file__).resolve().parent)
+    parser.add_argument("--train", type=int, default=192, help="training places")
+    parser.add_argument("--test", type=int, default=96, help="test places")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    places = [("train", i) for i in range(args.train)] + [("test", i) for i in range(args.test)]
+    for split in ("train", "test"):
+        for modality in ("opt", "sar"):
+            (args.out / split / modality).mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor() as pool:
+        made = pool.map(partial(make_pair, seed=args.seed, out=args.out), places, chunksize=8)
+        for _ in tqdm(made, total=len(places), desc="demo pairs", disable=None):
+            pass
+    print(f"{len(places)} pairs in {args.out}")
+
+
+def _rectangle(centre, size, angle):
+    return np.int32(cv2.boxPoints((tuple(map(float, centre)), tuple(map(float, size)), float(angle))))
+
+
+def _standard(noise):
+    return noise / noise.std()
+
+
+def _crop(image):
+    return image[MARGIN:-MARGIN, MARGIN:-MARGIN]
+
+
+if __name__ == "__main__":
+    main()

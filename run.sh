@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# Trains, tests and tabulates the ablation: results/<data set>/table.md and .csv.
+#
+#   bash run.sh                                          data/SN6align200 if it is there, else the demo pairs
+#   DATA_PATH=data/S1S2align200 SEEDS="0 1 2" bash run.sh
+#   ROWS="triplet triplet+exchange" EPOCHS=5 bash run.sh
+#   PYTHON=python3 bash run.sh                           an environment of your own
+#
+# A finished row is not trained again; after an interruption the same call goes on.
+# Your own row: copy a script folder, change it, add one line to the rows below.
+set -euo pipefail
+caller=$PWD
+cd "$(dirname "${BASH_SOURCE[0]}")"
+source shared/setup.sh
+
+# The data --------------------------------------------------------------------------------------------------
+if [ -z "${DATA_PATH:-}" ]; then
+  DATA_PATH=data/SN6align200
+  if [ ! -d "$DATA_PATH" ] && [ ! -d "$HOME/$DATA_PATH" ]; then
+    DATA_PATH=data/demo
+    [ -d data/demo/test ] || "$PYTHON" data/demo/prepare.py
+    echo "no data set found: these are the demo pairs, a check that everything works and no result"
+  fi
+elif [ -d "$caller/$DATA_PATH" ]; then
+  DATA_PATH=$caller/$DATA_PATH
+fi
+NAME=$(basename "$DATA_PATH")
+SEEDS=${SEEDS:-0}
+for name in ${ROWS:-}; do
+  grep -qF "row $name " "${BASH_SOURCE[0]##*/}" || { echo "error: ROWS names $name, but run.sh has no such row" >&2; exit 2; }
+done
+
+# The profile -----------------------------------------------------------------------------------------------
+# With CUDA the author's recipe, which is every flag's default: ResNet50 from ImageNet weights, 200 px, 60 epochs.
+# Without, what trains from scratch on a CPU in minutes:
+if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+  PROFILE=()
+else
+  PROFILE=(--arch resnet18 --img_size 96 --init none --schedule cosine --lr 0.1 --lr_head 0.1 --batch_size 48 --epochs 20)
+  [ "$NAME" != demo ] || PROFILE+=(--batch_size 24 --epochs 8)
+fi
+[ -z "${EPOCHS:-}" ] || PROFILE+=(--epochs "$EPOCHS")
+echo "data: $DATA_PATH   seeds: $SEEDS   profile: ${PROFILE[*]:-the author\'s recipe}"
+
+# The rows: name, script folder, flags ------------------------------------------------------------------------
+names=() failed=()
+row() {
+  local name=$1 script=$2 seed
+  shift 2
+  names+=("$name")
+  [[ -z "${ROWS:-}" || " $ROWS " == *" $name "* ]] || return 0
+  for seed in $SEEDS; do
+    echo "== $name, seed $seed"
+    "$PYTHON" "$script/train.py" --data_path "$DATA_PATH" --result_path "results/$NAME/$name/seed$seed" --seed "$seed" \
+      ${PROFILE[@]+"${PROFILE[@]}"} "$@" || { [ $? -ne 130 ] || exit 130; failed+=("$name (seed $seed)"); }
+  done
+}
+
+row triplet                        code
+row triplet+exchange               code_Aux --channel_exchange
+row triplet+adv                    code_Adv
+row triplet+adv+exchange           code_Adv --channel_exchange
+row triplet+adv+exchange+guided    code_Adv --channel_exchange --guided_filter
+row triplet+adv+exchange-normalize code_Adv --channel_exchange --no_normalize
+row triplet+exchange+guided        code_Aux --channel_exchange --guided_filter
+row sharing-3                      code_Adv --channel_exchange --specify_num 3
+row sharing-5                      code_Adv --channel_exchange --specify_num 5
+
+# The table ---------------------------------------------------------------------------------------------------
+"$PYTHON" shared/results.py "results/$NAME" --rows "${names[@]}"
+[ ${#failed[@]} -eq 0 ] || { echo "not finished: ${failed[*]}" >&2; exit 1; }

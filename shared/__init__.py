@@ -1,0 +1,1 @@
+"""What the method's scripts share: dataset -> filters -> model -> losses -> evaluate -> results."""

@@ -1,0 +1,144 @@
+"""Retrieval: SAR queries the optical gallery. CMC and mAP, with ties at their expected rank."""
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from shared.dataset import to_float
+
+TOPS = (1, 5, 10, 20)
+FEATURES = ("FC", "POOL5")
+# Scores closer than float32's rounding of an inner product of unit vectors count as ties: the same
+# vector must score the same wherever a blocked matrix product puts it.
+TIE = 1e-6
+QUERIES_AT_ONCE, GALLERY_AT_ONCE = 1024, 8192
+
+
+@torch.no_grad()
+def retrieval_metrics(query: Tensor, gallery: Tensor, query_ids: Tensor, gallery_ids: Tensor) -> dict:
+    """Top-1, 5, 10, 20 (the CMC at these ranks) and mAP, in percent, for ranking by inner product.
+
+    query: (N, D), gallery: (M, D), float, L2-normalised (the order is then that of L2 distances).
+    query_ids: (N), gallery_ids: (M), integer: the place of each. A gallery may hold a place several times.
+    Where scores tie, each figure is its expectation over all orders of the tied, in closed form
+    (McSherry and Najork, "Computing Information Retrieval Performance Measures Efficiently in the
+    Presence of Tied Scores", ECIR 2008): equal embeddings score chance.
+    Returns {"top1", "top5", "top10", "top20", "mAP"}.
+    Raises ValueError on shapes that do not fit, NaN or infinite embeddings, or a query without its place.
+    """
+    first, ap = expected_ranks(query, gallery, query_ids, gallery_ids)
+    metrics = {f"top{k}": 100 * _expected_hits(first, k).mean().item() for k in TOPS}
+    return {**metrics, "mAP": 100 * ap.mean().item()}
+
+
+def expected_ranks(query, gallery, query_ids, gallery_ids):
+    """What CMC and mAP are made of, for each query.
+
+    Returns ((ahead, tied, relevant), ap): for the best-scoring true image of each query how many images score
+    higher, how many tie with it (itself included) and how many of those are true; and the expected
+    average precision, in [0, 1]. All (N), float64.
+    """
+    _check(query, gallery, query_ids, gallery_ids)
+    truths = _truths(query_ids, gallery_ids)                          # N x R, -1 where a query has fewer
+    present = truths >= 0
+    scores = torch.stack([(query * gallery[column.clamp(min=0)]).sum(1, dtype=torch.float32) for column in truths.T], 1)
+    scores = scores.masked_fill(~present, float("inf"))               # N x R
+    ahead = torch.zeros(scores.shape, dtype=torch.float64, device=query.device)
+    not_below = torch.zeros_like(ahead)
+    tie = TIE * (query.float().norm(dim=1).max() * gallery.float().norm(dim=1).max()).clamp(min=1e-12)
+    for i in range(0, len(query), QUERIES_AT_ONCE):
+        rows = slice(i, i + QUERIES_AT_ONCE)
+        for j in range(0, len(gallery), GALLERY_AT_ONCE):
+            block = query[rows].float() @ gallery[j:j + GALLERY_AT_ONCE].float().T
+            for r in range(scores.shape[1]):
+                score = scores[rows, r:r + 1]
+                ahead[rows, r] += (block > score + tie).sum(1)
+                not_below[rows, r] += (block >= score - tie).sum(1)
+    tied = not_below - ahead
+
+    # The same counts among the true images alone.
+    mine, others = scores.unsqueeze(2), scores.masked_fill(~present, float("-inf")).unsqueeze(1)
+    true_ahead = (others > mine + tie).sum(2).double()
+    true_tied = (others >= mine - tie).sum(2).double() - true_ahead
+
+    # Expected precision at a tied true image: the mean over its possible ranks ahead + 1 .. ahead + tied of
+    # (true ahead + 1 + true images expected among the tied before it) / rank.
+    harmonic = torch.cat([torch.zeros(1, dtype=torch.float64), (1 / torch.arange(1, len(gallery) + 1, dtype=torch.float64)).cumsum(0)]).to(query.device)
+    last = (ahead + tied).clamp(max=len(gallery))
+    inverse_ranks = harmonic[last.long()] - harmonic[ahead.long()]
+    density = (true_tied - 1) / (tied - 1).clamp(min=1)
+    precision = ((true_ahead + 1 - density * (ahead + 1)) * inverse_ranks + density * tied) / tied.clamp(min=1)
+    ap = precision.masked_fill(~present, 0).sum(1) / present.sum(1)
+
+    best = scores.masked_fill(~present, float("-inf")).argmax(1, keepdim=True)
+    return tuple(x.gather(1, best).squeeze(1) for x in (ahead, tied, true_tied)), ap
+
+
+def _expected_hits(first, k):
+    """Probability that a true image is among the first k answers, for each query."""
+    ahead, tied, relevant = first
+    places = (k - ahead).clamp(min=0)                                 # of the tied that fall within the first k
+    wrong = tied - relevant
+    # 1 - C(tied - relevant, places) / C(tied, places): none of the places holds a true one.
+    log_miss = (torch.lgamma(wrong + 1) - torch.lgamma((wrong - places).clamp(min=0) + 1)
+                - torch.lgamma(tied + 1) + torch.lgamma((tied - places).clamp(min=0) + 1))
+    return torch.where(places > wrong, torch.ones_like(ahead), 1 - log_miss.exp())
+
+
+def _truths(query_ids, gallery_ids):
+    """(N, R) int64: the gallery rows of each query's place, padded with -1."""
+    order = torch.argsort(gallery_ids, stable=True)
+    ids = gallery_ids[order].contiguous()
+    start = torch.searchsorted(ids, query_ids.contiguous())
+    count = torch.searchsorted(ids, query_ids.contiguous(), right=True) - start
+    if (count == 0).any():
+        raise ValueError(f"{int((count == 0).sum())} queries have no image of their place in the gallery")
+    offsets = torch.arange(int(count.max()), device=query_ids.device)
+    rows = order[(start.unsqueeze(1) + offsets).clamp(max=len(order) - 1)]
+    return rows.masked_fill(offsets >= count.unsqueeze(1), -1)
+
+
+def _check(query, gallery, query_ids, gallery_ids):
+    if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
+        raise ValueError(f"query {tuple(query.shape)} and gallery {tuple(gallery.shape)} must be (N, D) and (M, D)")
+    if query_ids.shape != query.shape[:1] or gallery_ids.shape != gallery.shape[:1]:
+        raise ValueError("query_ids and gallery_ids must hold one place for each embedding")
+    if len(query) == 0:
+        raise ValueError("there are no queries")
+    for name, embeddings in (("query", query), ("gallery", gallery)):
+        bad = ~torch.isfinite(embeddings).all(1)
+        if bad.any():
+            raise ValueError(f"{int(bad.sum())} of {len(embeddings)} {name} embeddings hold NaN or infinity, "
+                             f"the first in row {int(bad.nonzero()[0])}")
+
+
+@torch.no_grad()
+def embed(model, images, modality, device, autocast, batch_size=64):
+    """Embed (N, S, S, 3) uint8 images of one modality, `opt` or `sar`.
+
+    Returns {"FC": (N, 512), "POOL5": (N, C)}, float32, L2-normalised, on the CPU.
+    """
+    model.eval()
+    features = {name: [] for name in FEATURES}
+    for i in tqdm(range(0, len(images), batch_size), desc=f"embed {modality}", leave=False, disable=None):
+        with autocast():
+            pool5, fc = model(**{modality: to_float(images[i:i + batch_size], device)})
+        features["POOL5"].append(pool5.cpu())
+        features["FC"].append(fc.cpu())
+    return {name: torch.cat(parts) for name, parts in features.items()}
+
+
+def evaluate(model, pairs, device, autocast):
+    """Metrics of a model on a split, every SAR image a query, every place in the gallery.
+
+    Returns {"FC": metrics, "POOL5": metrics}, each as retrieval_metrics gives it.
+    """
+    gallery = embed(model, pairs.opt, "opt", device, autocast)
+    query = embed(model, pairs.sar, "sar", device, autocast)
+    places = torch.arange(len(pairs))
+    return {name: retrieval_metrics(query[name], gallery[name], pairs.sar_place, places) for name in FEATURES}
+
+
+def format_metrics(metrics):
+    """The lines that the author prints, FC and POOL5."""
+    return "\n".join(f"{name}: " + " | ".join(f"{key.replace('top', 'top-')}: {value:.2f}%" for key, value in m.items())
+                     for name, m in metrics.items())

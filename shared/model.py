@@ -1,0 +1,121 @@
+"""The pseudo-siamese ResNet: the first stages once for each modality, the rest shared."""
+import copy
+import pickle
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+from shared.errors import InputError
+
+ARCHS = ("resnet18", "resnet34", "resnet50")
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class PseudoSiamese(nn.Module):
+    """A ResNet in five stages, of which the first `specify_num` exist once for each modality.
+
+    arch: resnet18, resnet34 or resnet50. specify_num: 0 (all shared) to 5 (nothing but the embedding
+    is shared). normalize: subtract ImageNet's mean and divide by its standard deviation first.
+    Both copies of a stage start from the same weights. layer4 keeps its resolution (stride 1).
+    """
+
+    def __init__(self, arch="resnet50", specify_num=0, embedding_dim=512, normalize=True):
+        super().__init__()
+        if arch not in ARCHS:
+            raise ValueError(f"arch {arch!r}: choose one of {', '.join(ARCHS)}")
+        if not 0 <= specify_num <= 5:
+            raise ValueError(f"specify_num {specify_num}: choose 0 to 5")
+        resnet = getattr(torchvision.models, arch)(weights=None)
+        _keep_resolution(resnet.layer4)
+        stages = _stages(resnet)
+        self.opt_stages = nn.ModuleList(stages[:specify_num])
+        self.sar_stages = copy.deepcopy(self.opt_stages)
+        self.shared_stages = nn.ModuleList(stages[specify_num:])
+        self.pool5_dim = resnet.fc.in_features
+        self.embedding = nn.Sequential(nn.Linear(self.pool5_dim, embedding_dim, bias=False), nn.BatchNorm1d(embedding_dim))
+        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if normalize else ((0.0,) * 3, (1.0,) * 3)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, opt=None, sar=None):
+        """Embed optical images, SAR images or both.
+
+        opt: (B, 3, H, W), sar: (C, 3, H, W), float32 in [0, 1]; either may be left out.
+        Returns pool5 (B + C, 2048 for resnet50, else 512) and fc (B + C, 512), float32, L2-normalised,
+        the optical rows first.
+        """
+        features = []
+        for images, stages in ((opt, self.opt_stages), (sar, self.sar_stages)):
+            if images is not None:
+                x = (images - self.mean) / self.std
+                x = x.contiguous(memory_format=torch.channels_last)
+                for stage in stages:
+                    x = stage(x)
+                features.append(x)
+        x = torch.cat(features)                                       # (B + C) x c x h x w
+        for stage in self.shared_stages:
+            x = stage(x)
+        pool5 = x.amax((2, 3))                                        # (B + C) x 2048
+        fc = self.embedding(pool5)                                    # (B + C) x 512
+        return F.normalize(pool5.float()), F.normalize(fc.float())
+
+    def backbone_parameters(self):
+        """All but the embedding's parameters."""
+        return [p for name, p in self.named_parameters() if not name.startswith("embedding.")]
+
+
+def initialize(model, init, arch):
+    """Fill the backbone, both copies of a stage alike: `imagenet`, `none`, or the path of a state dict.
+
+    The state dict is a torchvision ResNet's (its fc.* entries are left out), read with weights_only=True.
+    Raises InputError where the weights cannot be had or belong to another architecture.
+    """
+    if init == "none":
+        return
+    if init == "imagenet":
+        weights = torchvision.models.get_model_weights(arch).IMAGENET1K_V1
+        try:
+            state = weights.get_state_dict(progress=False, check_hash=True)
+        except (OSError, RuntimeError) as error:
+            raise InputError(f"the ImageNet weights of {arch} could not be downloaded ({error}): use --init none to train "
+                             "from scratch, or --init FILE with a state dict that you have")
+    else:
+        state = load_tensors(init, "--init")
+        if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+            raise InputError(f"--init {init} is not a state dict (names to tensors)")
+    resnet = getattr(torchvision.models, arch)(weights=None)
+    state = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    wanted = {name: value for name, value in resnet.state_dict().items() if not name.startswith("fc.")}
+    if state.keys() != wanted.keys() or any(state[name].shape != wanted[name].shape for name in wanted):
+        raise InputError(f"--init {init} does not hold the weights of a torchvision {arch}: give the --arch it was made with")
+    resnet.load_state_dict(state, strict=False)
+    stages = _stages(resnet)
+    specify_num = len(model.opt_stages)
+    model.opt_stages.load_state_dict(nn.ModuleList(stages[:specify_num]).state_dict())
+    model.sar_stages.load_state_dict(nn.ModuleList(stages[:specify_num]).state_dict())
+    model.shared_stages.load_state_dict(nn.ModuleList(stages[specify_num:]).state_dict())
+
+
+def load_tensors(path, what):
+    """torch.load with weights_only=True, on the CPU; InputError where that is not possible."""
+    if not Path(path).is_file():
+        raise InputError(f"{what}: there is no file {path}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"{what}: {path} cannot be read as tensors ({reason}); it is damaged or holds more than tensors")
+
+
+def _stages(resnet):
+    first = nn.Sequential(resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool)
+    return [first, resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4]
+
+
+def _keep_resolution(layer):
+    for module in layer.modules():
+        if isinstance(module, nn.Conv2d):
+            module.stride = (1, 1)

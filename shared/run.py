@@ -1,0 +1,226 @@
+"""A run and its folder: arguments, log, figures of each epoch, checkpoint, weights, metrics.
+
+    args.json       the arguments              checkpoint.pt   all that is needed to go on; gone when the run is finished
+    log.txt         what was printed           weights.pt      the finished model and how to build it
+    epochs.csv      figures of each epoch      metrics.json    the last epoch's figures
+
+Whatever is written is written beside and then renamed. The same command again goes on where a run stopped.
+"""
+import io
+import json
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from shared.dataset import draw_batches, load_test, steps_per_epoch
+from shared.device import autocast, autocast_dtype, choose_device
+from shared.errors import InputError
+from shared.evaluate import evaluate, format_metrics
+from shared.files import write_bytes, write_rows, write_text
+from shared.model import PseudoSiamese, initialize, load_tensors
+
+# What may differ between a run and its continuation: where it is, not what it is.
+NOT_THE_RUN = ("result_path", "data_path", "device", "workers", "fresh")
+
+
+class Run:
+    """The plumbing of one training run. See code/train.py for how it is used."""
+
+    def __init__(self, args):
+        if args.result_path is None:
+            script = Path(sys.argv[0]).resolve().parent.name
+            args.result_path = f"results/{Path(args.data_path).name}/{script}/seed{args.seed}"
+        self.args = args
+        self.folder = Path(args.result_path)
+        self.device = choose_device(args.device)
+        dtype = autocast_dtype(args.amp, self.device)
+        self.autocast = autocast(self.device, args.amp)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
+        self.generator = torch.Generator()                            # seeded anew at every step
+        self.epoch, self.step, self.seconds = 0, 0, 0.0
+        self.history, self.terms = [], []
+        self._open()
+        torch.manual_seed(args.seed)
+        self.log(f"{self.folder}: {self.device}, {str(dtype or torch.float32).removeprefix('torch.')}")
+
+    # The folder ---------------------------------------------------------------------------------
+
+    def _open(self):
+        """Make the folder, or check that what it holds is this very run."""
+        settings = {name: value for name, value in vars(self.args).items() if name not in NOT_THE_RUN}
+        settings["data_set"] = Path(self.args.data_path).name
+        file = self.folder / "args.json"
+        if self.args.fresh and file.is_file():
+            shutil.rmtree(self.folder)
+        if file.is_file():
+            theirs = json.loads(file.read_text())
+            differing = [f"{name} {theirs.get(name)} there, {value} here" for name, value in settings.items() if theirs.get(name) != value]
+            if differing:
+                raise InputError(f"{self.folder} holds a run with other arguments ({'; '.join(differing)}): "
+                                 "give another --result_path, or --fresh to start over")
+        else:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"--result_path {self.folder} cannot be made ({error.strerror}): give another")
+            write_text(file, json.dumps({**settings, "data_path": str(self.args.data_path)}, indent=1))
+        if (self.folder / "metrics.json").is_file():
+            metrics = json.loads((self.folder / "metrics.json").read_text())
+            print(f"{self.folder} is finished (--fresh starts over):\n{format_metrics({name: metrics[name] for name in ('FC', 'POOL5')})}")
+            sys.exit(0)
+
+    def log(self, text):
+        """Print, and keep in log.txt."""
+        print(text, flush=True)
+        with open(self.folder / "log.txt", "a") as file:
+            file.write(text + "\n")
+
+    # Going on ------------------------------------------------------------------------------------
+
+    def resume(self, **parts):
+        """Register what a checkpoint holds (modules, optimisers, schedules) and load the last one, if any."""
+        self.parts = {**parts, "scaler": self.scaler}
+        file = self.folder / "checkpoint.pt"
+        if file.is_file():
+            state = load_tensors(file, "checkpoint")
+            for name, part in self.parts.items():
+                part.load_state_dict(state[name])
+            torch.set_rng_state(state["random"])
+            self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
+            self.history, self.terms = state["history"], state["terms"]
+            self.log(f"going on from epoch {self.epoch + 1}, step {self.step + 1}")
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._stop_soon)
+
+    stopping = False
+
+    def _stop_soon(self, number, frame):
+        self.stopping = True
+
+    def save(self):
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        state.update(random=torch.get_rng_state(), epoch=self.epoch, step=self.step, seconds=self.seconds,
+                     history=self.history, terms=self.terms)
+        write_tensors(self.folder / "checkpoint.pt", state)
+
+    # The loop --------------------------------------------------------------------------------------
+
+    def epochs(self):
+        """The epochs that are left, counted from 0."""
+        while self.epoch < self.args.epochs:
+            yield self.epoch
+
+    def batches(self, pairs, epoch):
+        """The batches that are left of an epoch; see draw_batches. Keeps time and step, and stops when asked to."""
+        steps = steps_per_epoch(pairs, self.args.batch_size)
+        bar = tqdm(total=steps, initial=self.step, desc=f"epoch {epoch + 1}/{self.args.epochs}", leave=False, disable=None)
+        with bar:
+            start = time.perf_counter()
+            for batch in draw_batches(pairs, self.args.batch_size, self.args.seed, epoch, self.step, self.device, self.generator):
+                yield batch
+                self.step += 1
+                self.seconds += time.perf_counter() - start
+                start = time.perf_counter()
+                bar.update()
+                if self.stopping:
+                    self._check_terms()
+                    self.save()
+                    self.log(f"stopped in epoch {epoch + 1} after step {self.step}; the same command goes on from here")
+                    sys.exit(130)
+
+    def record(self, **terms):
+        """Keep the loss terms of this step (tensors; read at the epoch's end, so that no step waits for them)."""
+        self.terms.append({name: value.detach() for name, value in terms.items()})
+
+    def end_epoch(self, model, evaluation, lr, margin_terms=0):
+        """Write the epoch's figures and the checkpoint; evaluate where it is due.
+
+        margin_terms: of how many triplet terms the loss is the sum, to tell a collapse.
+        """
+        means = self._check_terms()
+        if margin_terms and abs(means["triplet"] / margin_terms / self.args.margin - 1) < 0.02:
+            self.log(f"the triplet loss stands at the margin ({means['triplet'] / margin_terms:.3f} for each term): the embeddings "
+                     "have collapsed; try a lower --lr or --schedule cosine")
+        self.epoch, self.step, self.terms = self.epoch + 1, 0, []
+        row = {"epoch": self.epoch, "lr": lr, **means, "seconds": round(self.seconds, 1)}
+        self.log(f"epoch {self.epoch}: " + " ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch"))
+        if self.epoch % self.args.eval_every == 0 or self.epoch == self.args.epochs:
+            metrics = evaluate(model, evaluation, self.device, self.autocast)
+            self.log(format_metrics(metrics))
+            row.update({f"{feature}_{name}": value for feature, m in metrics.items() for name, value in m.items()})
+        self.history.append(row)
+        columns = list(dict.fromkeys(name for row in self.history for name in row))
+        write_rows(self.folder / "epochs.csv", columns, self.history)
+        if self.epoch < self.args.epochs:
+            self.save()
+        else:
+            self._finish(model, evaluation, metrics)
+
+    def _check_terms(self):
+        """The mean of each loss term so far; a term that is not finite ends the run."""
+        if not self.terms:
+            return {}
+        names = list(self.terms[0])
+        values = torch.stack([torch.stack([step[name].float() for name in names]) for step in self.terms]).cpu()
+        bad = (~torch.isfinite(values)).nonzero()
+        if len(bad):
+            step, term = bad[0].tolist()
+            raise InputError(f"the loss term {names[term]} is {values[step, term].item()} in epoch {self.epoch + 1}, step {step + 1}: "
+                             f"try a lower --lr, or --amp off; the last good checkpoint in {self.folder} is untouched")
+        return {name: value for name, value in zip(names, values.mean(0).tolist())}
+
+    def _finish(self, model, evaluation, metrics):
+        args = self.args
+        write_tensors(self.folder / "weights.pt", {
+            "arch": args.arch, "specify_num": args.specify_num, "normalize": not args.no_normalize, "img_size": args.img_size,
+            "model": model.state_dict()})
+        write_text(self.folder / "metrics.json", json.dumps({
+            **metrics, "seconds": round(self.seconds, 1), "queries": len(evaluation.sar), "gallery": len(evaluation),
+            "distractors": evaluation.distractors, "evaluated_on": "validation" if args.validate else "test"}, indent=1))
+        (self.folder / "checkpoint.pt").unlink(missing_ok=True)
+        self.log(f"finished: {self.seconds:.0f} s of training, {self.folder}")
+
+
+def build_model(args, device):
+    """The network that the arguments name, filled and on the device."""
+    model = PseudoSiamese(args.arch, args.specify_num, normalize=not args.no_normalize)
+    initialize(model, args.init, args.arch)
+    return model.to(device, memory_format=torch.channels_last)
+
+
+def load_model(folder, device):
+    """The model of a finished run and its image size. InputError where the folder holds none."""
+    folder = Path(folder)
+    if not (folder / "weights.pt").is_file():
+        state = "an unfinished run: the command that began it goes on" if (folder / "args.json").is_file() else "no run"
+        raise InputError(f"--run {folder} holds {state}")
+    saved = load_tensors(folder / "weights.pt", "--run")
+    model = PseudoSiamese(saved["arch"], saved["specify_num"], normalize=saved["normalize"])
+    try:
+        model.load_state_dict(saved["model"])
+    except RuntimeError:
+        raise InputError(f"{folder / 'weights.pt'} does not hold a {saved['arch']} with specify_num {saved['specify_num']}")
+    return model.to(device, memory_format=torch.channels_last), saved["img_size"]
+
+
+def test_run(args):
+    """What a test.py does: evaluate a finished run on a test split, print and keep the figures in test.json."""
+    device = choose_device(args.device)
+    model, img_size = load_model(args.run, device)
+    data_path = args.data_path or json.loads((args.run / "args.json").read_text())["data_path"]
+    pairs = load_test(data_path, img_size, args.workers)
+    print(f"{len(pairs.sar)} queries, {len(pairs)} places in the gallery, {pairs.distractors} of them distractors")
+    metrics = evaluate(model, pairs, device, autocast(device, args.amp))
+    print(format_metrics(metrics))
+    write_text(args.run / "test.json", json.dumps({**metrics, "data_path": str(data_path)}, indent=1))
+
+
+def write_tensors(file, state):
+    content = io.BytesIO()
+    torch.save(state, content)
+    write_bytes(file, content.getvalue())

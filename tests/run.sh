@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Sets up and runs every test. PYTHON=... uses an environment of your own; arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source shared/setup.sh
+exec "$PYTHON" -m pytest tests "$@"

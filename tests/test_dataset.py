@@ -1,0 +1,191 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from shared.dataset import draw_batches, find_data, hold_out, load_data, load_test, steps_per_epoch
+from shared.errors import InputError
+
+
+def save(file, image):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(file)
+
+
+def make_data(folder, train=6, test=4, size=20, seed=0):
+    """Pairs of random images; a place's optical and SAR image are the same picture, so that pairs can be recognised."""
+    rng = np.random.default_rng(seed)
+    for split, count in (("train", train), ("test", test)):
+        for i in range(count):
+            image = rng.integers(0, 256, (size, size, 3), np.uint8)
+            save(folder / split / "opt" / f"p{i:02d}.png", image)
+            save(folder / split / "sar" / f"p{i:02d}.png", image)
+    return folder
+
+
+def test_pairs_are_what_the_files_hold(tmp_path):
+    data = make_data(tmp_path / "d")
+    train, test = load_data(data, 20, 2)
+    assert len(train) == 6 and len(test) == 4 and test.distractors == 0
+    assert train.names == [f"p{i:02d}" for i in range(6)]
+    assert torch.equal(train.opt[3], torch.from_numpy(np.array(Image.open(data / "train/opt/p03.png"))))
+    assert torch.equal(train.opt, train.sar[train.sar_place.argsort()])
+
+
+def test_one_channel_is_repeated_and_jpeg_and_tiff_are_read(tmp_path):
+    data = make_data(tmp_path / "d")
+    grey = np.arange(400, dtype=np.uint8).reshape(20, 20)
+    (data / "train/sar/p00.png").unlink()
+    save(data / "train/sar/p00.tif", grey)
+    (data / "train/opt/p01.png").unlink()
+    save(data / "train/opt/p01.jpg", np.full((20, 20, 3), 77, np.uint8))
+    train, _ = load_data(data, 20, 1)
+    assert torch.equal(train.sar[0], torch.from_numpy(grey).unsqueeze(-1).expand(20, 20, 3))
+    assert (train.opt[1] == 77).all()
+
+
+def test_images_shrink_by_area(tmp_path):
+    data = make_data(tmp_path / "d")
+    train, _ = load_data(data, 10, 1)
+    whole = np.array(Image.open(data / "train/opt/p00.png")).astype(float)
+    assert np.abs(train.opt[0].numpy() - whole.reshape(10, 2, 10, 2, 3).mean((1, 3))).max() <= 0.5
+
+
+def test_workers_change_nothing(tmp_path):
+    data = make_data(tmp_path / "d")
+    one, four = load_data(data, 16, 1)[0], load_data(data, 16, 4)[0]
+    assert torch.equal(one.opt, four.opt) and torch.equal(one.sar, four.sar)
+
+
+def test_several_strips_of_a_place_and_distractors(tmp_path):
+    data = make_data(tmp_path / "d")
+    shutil.move(data / "test/sar/p00.png", data / "test/sar/p00__a.png")
+    shutil.copy(data / "test/sar/p00__a.png", data / "test/sar/p00__b.png")
+    (data / "test/sar/p02.png").unlink()
+    _, test = load_data(data, 20, 2)
+    assert test.sar_names == ["p00__a", "p00__b", "p01", "p03"]
+    assert test.sar_place.tolist() == [0, 0, 1, 3]
+    assert len(test) == 4 and test.distractors == 1
+
+
+def test_every_bad_file_is_named_at_once(tmp_path):
+    data = make_data(tmp_path / "d")
+    (data / "train/sar/p00.png").unlink()                                        # no partner
+    save(data / "test/sar/p99.png", np.zeros((20, 20, 3), np.uint8))             # no partner
+    whole = (data / "train/opt/p01.png").read_bytes()
+    (data / "train/opt/p01.png").write_bytes(whole[:len(whole) // 2])            # half a file
+    (data / "train/opt/p02.png").write_bytes(b"")                                # nothing
+    save(data / "train/sar/p03.png", np.zeros((24, 24, 3), np.uint8))            # another size
+    save(data / "train/sar/p04.png", np.zeros((20, 30, 3), np.uint8))            # not square
+    save(data / "train/opt/p05.jpg", np.zeros((20, 20, 3), np.uint8))            # the name twice
+    save(data / "test/opt/p03.png", np.zeros((20, 20), np.uint16))               # 16 bits
+    with pytest.raises(InputError) as caught:
+        load_data(data, 20, 2)
+    text = str(caught.value)
+    assert "8 problem(s)" in text
+    for words in ("train/opt/p00.png: there is no SAR image", "test/sar/p99.png: there is no optical image", "train/opt/p01.png: cannot be decoded",
+                  "train/opt/p02.png: cannot be decoded", "train/sar/p03.png: 24 x 24 px, but its optical image has 20 x 20",
+                  "train/sar/p04.png: 30 x 20 px; crop it", "p05.png: p05.jpg has the same name", "test/opt/p03.png: I;16 pixels"):
+        assert words in text, words
+
+
+def test_half_a_jpeg_is_noticed(tmp_path, real):
+    data = make_data(tmp_path / "d", size=200)
+    source = (real / "test/opt/015_00.jpg").read_bytes()
+    (data / "test/opt/p00.png").unlink()
+    (data / "test/opt/p00.jpg").write_bytes(source[:len(source) // 2])
+    with pytest.raises(InputError, match="p00.jpg: cannot be decoded"):
+        load_test(data, 32, 1)
+
+
+def test_missing_and_empty_folders(tmp_path):
+    with pytest.raises(InputError, match="no such folder here or under the home"):
+        find_data(tmp_path / "typo")
+    data = make_data(tmp_path / "d")
+    for file in (data / "test/sar").iterdir():
+        file.unlink()
+    with pytest.raises(InputError, match="test/sar: there is no image"):
+        load_data(data, 20, 1)
+    shutil.rmtree(data / "test")
+    with pytest.raises(InputError, match="test/opt: there is no such folder"):
+        load_data(data, 20, 1)
+
+
+def test_the_home_directory_is_searched(tmp_path, monkeypatch):
+    make_data(tmp_path / "home/data/set")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert find_data("data/set") == tmp_path / "home/data/set"
+
+
+def batches(pairs, batch_size, seed, epoch, first_step=0):
+    return list(draw_batches(pairs, batch_size, seed, epoch, first_step, "cpu", torch.Generator()))
+
+
+def test_a_batch_holds_pairs_and_no_place_twice(tmp_path):
+    train, _ = load_data(make_data(tmp_path / "d", train=11), 20, 1)
+    plain = train.opt.permute(0, 3, 1, 2).float() / 255
+    seen, flips = [], 0
+    for opt, sar in batches(train, 4, 0, 0):
+        assert opt.shape == sar.shape == (4, 3, 20, 20) and opt.dtype == torch.float32
+        assert torch.equal(opt, sar), "both images of a pair are flipped together"
+        for image in opt:
+            same = [i for i in range(11) if torch.equal(image, plain[i])]
+            flipped = [i for i in range(11) if torch.equal(image.flip(2), plain[i])]
+            assert len(same + flipped) == 1
+            seen += same + flipped
+            flips += len(flipped)
+    assert len(seen) == len(set(seen)) == 8 and 0 < flips < 8
+
+
+def test_batches_depend_on_seed_epoch_and_step_alone(tmp_path):
+    train, _ = load_data(make_data(tmp_path / "d", train=12), 8, 1)
+    first = batches(train, 4, seed=1, epoch=2)
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(first, batches(train, 4, 1, 2)))
+    assert torch.equal(first[2][0], batches(train, 4, 1, 2, first_step=2)[0][0]), "an epoch can be entered in the middle"
+    assert not torch.equal(first[0][0], batches(train, 4, 1, 3)[0][0])
+    assert not torch.equal(first[0][0], batches(train, 4, 2, 2)[0][0])
+
+
+def test_all_strips_are_drawn(tmp_path):
+    data = make_data(tmp_path / "d")
+    image = Image.open(data / "train/sar/p00.png")
+    (data / "train/sar/p00.png").unlink()
+    for i, level in enumerate((0, 100, 200)):
+        image.point(lambda value: level).save(data / f"train/sar/p00__{i}.png")
+    train, _ = load_data(data, 8, 1)
+    plain = (train.opt[0].permute(2, 0, 1).float() / 255)
+    drawn = set()
+    for epoch in range(30):
+        for opt, sar in batches(train, 6, 0, epoch):
+            i = next(i for i in range(6) if torch.equal(opt[i], plain) or torch.equal(opt[i].flip(2), plain))
+            drawn.add(round(sar[i].mean().item() * 255))
+    assert drawn == {0, 100, 200}
+
+
+def test_batch_size_must_fit(tmp_path):
+    train, _ = load_data(make_data(tmp_path / "d"), 8, 1)
+    assert steps_per_epoch(train, 4) == 1
+    with pytest.raises(InputError, match="choose 2 to 6"):
+        steps_per_epoch(train, 7)
+
+
+def test_held_out_tiles_are_whole(tmp_path):
+    data = make_data(tmp_path / "d", train=12)
+    rows = [f"train,p{i:02d},tile{i // 3}" for i in range(12)]
+    (data / "pairs.csv").write_text("split,id,tile\n" + "\n".join(rows) + "\n")
+    shutil.rmtree(data / "test")                                  # not read when choices are made
+    kept, held = load_data(data, 8, 1, validate=0.25)
+    assert len(held) == 3 and len(set(held.tiles)) == 1 and len(kept) == 9
+    assert not set(kept.tiles) & set(held.tiles) and not set(kept.names) & set(held.names)
+    assert torch.equal(held.opt, held.sar[held.sar_place.argsort()]), "pairs stay pairs"
+
+
+def test_real_pairs_are_read(real):
+    test = load_test(real, 96, 2)
+    assert len(test) == len(test.sar) == 525 and test.opt.shape == (525, 96, 96, 3)
+    assert len(set(test.tiles)) == 21
+    assert Path(real / "test/opt" / f"{test.names[0]}.jpg").is_file()

@@ -1,0 +1,111 @@
+import urllib.error
+
+import pytest
+import torch
+import torchvision
+
+from shared.errors import InputError
+from shared.model import PseudoSiamese, initialize
+
+
+@pytest.mark.parametrize("specify_num", range(6))
+def test_the_first_stages_exist_once_for_each_modality(specify_num):
+    model = PseudoSiamese("resnet18", specify_num)
+    opt = {name for name, p in model.named_parameters() if reaches(model, p, opt=torch.rand(2, 3, 32, 32))}
+    sar = {name for name, p in model.named_parameters() if reaches(model, p, sar=torch.rand(2, 3, 32, 32))}
+    shared = opt & sar
+    resnet = torchvision.models.resnet18()
+    stages = [[resnet.conv1, resnet.bn1], [resnet.layer1], [resnet.layer2], [resnet.layer3], [resnet.layer4]]
+    count = [sum(len(list(m.parameters())) for m in stage) for stage in stages]
+    assert len(shared) == sum(count[specify_num:]) + 3, "the later stages and the embedding (one weight, BatchNorm's two)"
+    assert len(opt - shared) == len(sar - shared) == sum(count[:specify_num])
+    assert opt | sar == {name for name, _ in model.named_parameters()}
+
+
+def reaches(model, parameter, **images):
+    """Whether a parameter takes part in the forward pass of these images."""
+    if not hasattr(model, "_used") or model._used[0] is not list(images)[0]:
+        model.zero_grad()
+        pool5, fc = model(**images)
+        (pool5.sum() + (fc * torch.randn_like(fc)).sum()).backward()
+        model._used = (list(images)[0], {id(p) for p in model.parameters() if p.grad is not None})
+    return id(parameter) in model._used[1]
+
+
+@pytest.mark.parametrize("arch, channels", [("resnet18", 512), ("resnet34", 512), ("resnet50", 2048)])
+def test_layer4_keeps_its_resolution(arch, channels):
+    model = PseudoSiamese(arch).eval()
+    sizes = []
+    for stage in model.shared_stages:
+        stage.register_forward_hook(lambda module, inputs, output: sizes.append(tuple(output.shape[1:])))
+    with torch.no_grad():
+        pool5, fc = model(torch.rand(1, 3, 64, 64))
+    assert [s[1] for s in sizes] == [16, 16, 8, 4, 4]
+    assert sizes[-1][0] == channels and pool5.shape == (1, channels) and fc.shape == (1, 512)
+
+
+def test_pool5_is_the_normalised_global_maximum():
+    model = PseudoSiamese("resnet18").eval()
+    maps = []
+    model.shared_stages[-1].register_forward_hook(lambda module, inputs, output: maps.append(output))
+    with torch.no_grad():
+        pool5, fc = model(torch.rand(2, 3, 64, 64), torch.rand(1, 3, 64, 64))
+        expected = torch.nn.functional.normalize(maps[0].flatten(2).max(2).values)
+    assert torch.allclose(pool5, expected, atol=1e-6)
+    assert torch.allclose(fc.norm(dim=1), torch.ones(3))
+
+
+def test_both_copies_start_alike_and_learn_apart():
+    model = PseudoSiamese("resnet18", 3).eval()
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(model(opt=images)[1], model(sar=images)[1])
+    pool5, fc = model(images, images)
+    assert torch.allclose(fc[:2], model(opt=images)[1], atol=1e-6), "together or apart, the optical rows first"
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(opt=images)[1][:, 0].sum().backward()
+    optimizer.step()
+    model.eval()
+    assert not torch.allclose(model(opt=images)[1], model(sar=images)[1])
+
+
+def test_normalisation_is_imagenets_or_none():
+    images = torch.rand(2, 3, 32, 32)
+    with_it, without = PseudoSiamese("resnet18").eval(), PseudoSiamese("resnet18", normalize=False).eval()
+    without.load_state_dict(with_it.state_dict())
+    by_hand = torchvision.transforms.functional.normalize(images, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    assert torch.allclose(with_it(images)[0], without(by_hand)[0], atol=1e-5)
+    assert not torch.allclose(with_it(images)[0], without(images)[0], atol=1e-3)
+
+
+def test_init_from_a_state_dict_fills_both_copies(tmp_path):
+    resnet = torchvision.models.resnet18()
+    torch.save(resnet.state_dict(), tmp_path / "r18.pth")
+    model = PseudoSiamese("resnet18", 2)
+    initialize(model, tmp_path / "r18.pth", "resnet18")
+    assert torch.equal(model.opt_stages[0][0].weight, resnet.conv1.weight)
+    assert torch.equal(model.sar_stages[0][0].weight, resnet.conv1.weight)
+    assert torch.equal(model.opt_stages[1][1].conv2.weight, resnet.layer1[1].conv2.weight)
+    assert torch.equal(model.shared_stages[-1][0].downsample[0].weight, resnet.layer4[0].downsample[0].weight)
+
+
+def test_init_says_what_is_wrong(tmp_path, monkeypatch):
+    model = PseudoSiamese("resnet18")
+    with pytest.raises(InputError, match="there is no file"):
+        initialize(model, tmp_path / "nothing.pth", "resnet18")
+    torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "r34.pth")
+    with pytest.raises(InputError, match="resnet18"):
+        initialize(model, tmp_path / "r34.pth", "resnet18")
+    (tmp_path / "half.pth").write_bytes((tmp_path / "r34.pth").read_bytes()[:1000])
+    with pytest.raises(InputError, match="half.pth"):
+        initialize(model, tmp_path / "half.pth", "resnet18")
+    torch.save(print, tmp_path / "code.pth")
+    with pytest.raises(InputError, match="code.pth"):
+        initialize(model, tmp_path / "code.pth", "resnet18")
+
+    def no_network(*args, **kwargs):
+        raise urllib.error.URLError("no network")
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(InputError, match="--init none.*--init FILE"):
+        initialize(model, "imagenet", "resnet18")

@@ -1,0 +1,90 @@
+"""run.sh, the table, and the promise that a new idea is a copied folder and one more line."""
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT, script
+from shared.errors import InputError
+from shared.results import AUTHOR, collect, markdown
+
+
+def run_sh(checkout, **environment):
+    return subprocess.run(["bash", checkout / "run.sh"], capture_output=True, text=True,
+                          env={**os.environ, "PYTHON": sys.executable, **environment})
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of the repository without data, results or environment."""
+    folder = tmp_path_factory.mktemp("checkout") / "repository"
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git", ".venv", "results", "train", "test", "__pycache__", ".pytest_cache"))
+    return folder
+
+
+def test_a_copied_folder_and_one_line_make_a_new_row(checkout, demo):
+    shutil.copytree(checkout / "code_Aux", checkout / "code_MyIdea")
+    script_text = (checkout / "run.sh").read_text()
+    line = "row triplet                        code\n"
+    assert line in script_text
+    (checkout / "run.sh").write_text(script_text.replace(line, line + "row my-idea code_MyIdea --guided_filter\n"))
+    settings = dict(DATA_PATH=str(demo), EPOCHS="1", ROWS="triplet my-idea", SEEDS="0 1")
+    done = run_sh(checkout, **settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with open(checkout / "results/demo/table.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["row", "feature", "seeds", "top1", "top5", "top10", "top20", "mAP", "top1_std", "mAP_std", "seconds"]
+    assert [(r["row"], r["feature"], r["seeds"]) for r in rows] == [(n, f, "2") for n in ("triplet", "my-idea") for f in ("FC", "POOL5")]
+    assert "| my-idea | FC | 2 |" in (checkout / "results/demo/table.md").read_text()
+    assert "the author" not in (checkout / "results/demo/table.md").read_text()
+
+    again = run_sh(checkout, **settings)
+    assert again.returncode == 0 and again.stdout.count("is finished") == 4, "finished rows are not trained again"
+
+
+def test_an_unknown_row_is_an_error_before_any_training(checkout, demo):
+    done = run_sh(checkout, DATA_PATH=str(demo), ROWS="triplet triplet+magic")
+    assert done.returncode == 2 and "ROWS names triplet+magic" in done.stderr and "==" not in done.stdout
+
+
+def test_a_failing_row_is_named_and_the_others_go_on(checkout, demo):
+    done = run_sh(checkout, DATA_PATH=str(demo), EPOCHS="7", ROWS="triplet", SEEDS="0")
+    assert done.returncode == 1 and "epochs 1 there, 7 here" in done.stderr and "not finished: triplet (seed 0)" in done.stderr
+    assert "| triplet | FC |" in done.stdout
+
+
+def finished(folder, row, seed, top1, evaluated_on="test"):
+    metrics = {"top1": top1, "top5": 50.0, "top10": 60.0, "top20": 70.0, "mAP": top1 + 10}
+    (folder / row / f"seed{seed}").mkdir(parents=True)
+    (folder / row / f"seed{seed}" / "metrics.json").write_text(
+        json.dumps({"FC": metrics, "POOL5": metrics, "seconds": 100.0 + seed, "evaluated_on": evaluated_on}))
+
+
+def test_the_tables_figures(tmp_path):
+    for seed, top1 in enumerate((20.0, 22.0, 27.0)):
+        finished(tmp_path, "triplet", seed, top1)
+    finished(tmp_path, "zz", 0, 5.0)
+    finished(tmp_path, "aa", 0, 99.0, evaluated_on="validation")
+    rows = collect(tmp_path, first=["zz", "absent", "triplet"])
+    assert [(r["row"], r["feature"]) for r in rows] == [("zz", "FC"), ("zz", "POOL5"), ("triplet", "FC"), ("triplet", "POOL5")]
+    assert rows[2]["top1"] == pytest.approx(23) and rows[2]["top1_std"] == pytest.approx(13 ** 0.5) and rows[2]["seconds"] == 101
+    assert rows[0]["top1_std"] == "" and rows[0]["seeds"] == 1
+    assert "| triplet | FC | 3 | 23.00 ± 3.61 | 50.00 | 60.00 | 70.00 | 33.00 ± 3.61 | 101 |" in markdown(rows, authors=False)
+
+
+def test_the_authors_figures_stand_beside_ours_only_on_the_authors_data(tmp_path):
+    for name in ("SN6align200", "other"):
+        finished(tmp_path / name, "triplet", 0, 20.0)
+        assert script("shared/results.py", tmp_path / name).returncode == 0
+    assert AUTHOR["triplet"] in (tmp_path / "SN6align200/table.md").read_text()
+    assert "a slip" in (tmp_path / "SN6align200/table.md").read_text()
+    assert "73.22" not in (tmp_path / "other/table.md").read_text()
+
+
+def test_an_empty_folder_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="holds no finished run"):
+        collect(tmp_path)

@@ -1,0 +1,124 @@
+"""Every script from end to end on the demo pairs, as a user calls it."""
+import json
+import shutil
+
+import pytest
+import torch
+
+from conftest import ROOT, SMALL, script
+
+
+def train(folder, data, out, *flags):
+    done = script(f"{folder}/train.py", "--data_path", data, "--result_path", out, *SMALL, *flags)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def weights(out):
+    return torch.load(out / "weights.pt", weights_only=True)["model"]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def baseline(demo, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "baseline"
+    train("code", demo, out)
+    return out
+
+
+def test_the_baseline_trains_and_its_test_gives_the_same_figures(demo, baseline):
+    assert {file.name for file in baseline.iterdir()} == {"args.json", "log.txt", "epochs.csv", "weights.pt", "metrics.json"}
+    epochs = (baseline / "epochs.csv").read_text().splitlines()
+    assert len(epochs) == 3 and epochs[0].startswith("epoch,lr,triplet,seconds,FC_top1")
+    tested = script("code/test.py", "--run", baseline)
+    assert tested.returncode == 0, tested.stderr
+    assert "12 queries, 12 places in the gallery, 0 of them distractors" in tested.stdout
+    metrics, test = json.loads((baseline / "metrics.json").read_text()), json.loads((baseline / "test.json").read_text())
+    assert {f: metrics[f] for f in ("FC", "POOL5")} == {f: test[f] for f in ("FC", "POOL5")}
+    (baseline / "test.json").unlink()
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(demo, baseline, tmp_path):
+    train("code", demo, tmp_path / "again", "--workers", "1")
+    assert same(weights(baseline), weights(tmp_path / "again"))
+    train("code", demo, tmp_path / "other", "--seed", "1")
+    assert not same(weights(baseline), weights(tmp_path / "other"))
+
+
+def test_the_critic_does_not_move_the_model_but_its_loss_does(demo, baseline, tmp_path):
+    train("code_Adv", demo, tmp_path / "none", "--lambda_adv", "0")
+    assert same(weights(baseline), weights(tmp_path / "none"))
+    train("code_Adv", demo, tmp_path / "some", "--lambda_adv", "1")
+    assert not same(weights(baseline), weights(tmp_path / "some"))
+
+
+@pytest.mark.parametrize("folder, flags, tested_by", [
+    ("code_Aux", [], "code_Aux"),
+    ("code_Aux", ["--guided_filter"], "code_Aux"),
+    ("code_Adv", ["--channel_exchange", "--guided_filter", "--specify_num", "3"], "code_Adv"),
+    ("code_Adv", ["--adv", "classifier", "--no_normalize", "--optim", "adamw", "--schedule", "step"], "code_Adv"),
+])
+def test_each_method_trains_and_tests(demo, tmp_path, folder, flags, tested_by):
+    done = train(folder, demo, tmp_path / "run", *flags, "--epochs", "1")
+    assert "FC: top-1: " in done.stdout and "POOL5: top-1: " in done.stdout
+    args = json.loads((tmp_path / "run/args.json").read_text())
+    if folder == "code_Aux":
+        assert (args["channel_exchange"], args["guided_filter"]) == (not flags, bool(flags))
+    tested = script(f"{tested_by}/test.py", "--run", tmp_path / "run")
+    assert tested.returncode == 0 and tested.stdout.splitlines()[-1] in done.stdout
+
+
+def test_a_finished_run_is_not_trained_again_nor_mixed_with_another(demo, baseline):
+    before = (baseline / "weights.pt").stat().st_mtime_ns
+    again = train("code", demo, baseline)
+    assert "is finished" in again.stdout and "FC: top-1" in again.stdout
+    other = script("code/train.py", "--data_path", demo, "--result_path", baseline, *SMALL, "--margin", "0.7")
+    assert other.returncode == 2 and "margin 0.5 there, 0.7 here" in other.stderr and "--fresh" in other.stderr
+    assert (baseline / "weights.pt").stat().st_mtime_ns == before
+
+
+def test_validation_never_reads_the_test_split(demo, tmp_path):
+    shutil.copytree(demo, tmp_path / "demo")
+    shutil.rmtree(tmp_path / "demo/test")
+    train("code", tmp_path / "demo", tmp_path / "run", "--validate", "0.25")
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["evaluated_on"] == "validation"
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--data_path", "nowhere"], "--data_path nowhere: there is no such folder"),
+    (["--arch", "resnet19"], "invalid choice: 'resnet19'"),
+    (["--epochs", "0"], "0 is not above 0"),
+    (["--batch_size", "25"], "--batch_size 25: choose 2 to 24"),
+    (["--init", "nowhere.pth"], "--init: there is no file nowhere.pth"),
+    (["--device", "quantum"], "--device quantum cannot be used here"),
+    (["--specify_num", "6"], "invalid choice: 6"),
+    (["--learning_rate", "1"], "unrecognized arguments: --learning_rate"),
+])
+def test_bad_flags_end_with_one_sentence_and_status_2(demo, tmp_path, flags, words):
+    done = script("code/train.py", "--data_path", demo, "--result_path", tmp_path / "run", *SMALL, *flags)
+    assert done.returncode == 2
+    assert words in done.stderr and "Traceback" not in done.stderr
+    assert "epoch 1" not in done.stdout
+
+
+def test_a_run_that_is_none_or_of_another_architecture(demo, baseline, tmp_path):
+    nothing = script("code/test.py", "--run", tmp_path)
+    assert nothing.returncode == 2 and "holds no run" in nothing.stderr
+    saved = torch.load(baseline / "weights.pt", weights_only=True)
+    torch.save({**saved, "arch": "resnet34"}, tmp_path / "weights.pt")
+    shutil.copy(baseline / "args.json", tmp_path)
+    other = script("code/test.py", "--run", tmp_path)
+    assert other.returncode == 2 and "does not hold a resnet34" in other.stderr
+
+
+def test_pythons_own_code_module_stays_importable():
+    done = script("-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); import code, pdb; print(code.InteractiveConsole.__name__)")
+    assert done.stdout.strip() == "InteractiveConsole", done.stderr
+
+
+def test_a_collapse_is_said_in_the_log(demo, tmp_path):
+    train("code", demo, tmp_path / "run", "--lr", "0", "--lr_head", "0", "--margin", "1e6", "--epochs", "1")
+    assert "have collapsed" in (tmp_path / "run/log.txt").read_text(), "distances far below the margin: the loss stands at it"
