@@ -11,14 +11,14 @@
 set -euo pipefail
 caller=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")"
-source shared/setup.sh
+source shared/setup.sh requirements.txt
 
 # The data --------------------------------------------------------------------------------------------------
 if [ -z "${DATA_PATH:-}" ]; then
   DATA_PATH=data/SN6align200
   if [ ! -d "$DATA_PATH" ] && [ ! -d "$HOME/$DATA_PATH" ]; then
     DATA_PATH=data/demo
-    [ -d data/demo/test ] || "$PYTHON" data/demo/prepare.py
+    [ -f data/demo/pairs.csv ] || "$PYTHON" data/demo/prepare.py
     echo "no data set found: these are the demo pairs, a check that everything works and no result"
   fi
 elif [ -d "$caller/$DATA_PATH" ]; then

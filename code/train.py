@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's root, where shared/ is
 
 from shared import options
-from shared.dataset import load_data, steps_per_epoch
+from shared.dataset import describe, load_data, steps_per_epoch
 from shared.errors import run_script
 from shared.losses import cross_modal_triplet
 from shared.optimizers import build_optimizer, build_schedule
@@ -23,8 +23,7 @@ def train():
 
     pairs, evaluation = load_data(args.data_path, args.img_size, args.workers, args.validate)
     steps = steps_per_epoch(pairs, args.batch_size)
-    run.log(f"{len(pairs)} training places; {len(evaluation.sar)} queries, {len(evaluation)} places in the gallery, "
-            f"{evaluation.distractors} of them distractors")
+    run.log(describe(pairs, evaluation))
 
     model = build_model(args, run.device)
     optimizer = build_optimizer(model, args.optim, args.lr, args.lr_head)

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's
 import torch
 
 from shared import options
-from shared.dataset import load_data, steps_per_epoch
+from shared.dataset import describe, load_data, steps_per_epoch
 from shared.errors import run_script
 from shared.filters import pseudo_modal
 from shared.losses import cross_modal_triplet
@@ -28,8 +28,7 @@ def train():
 
     pairs, evaluation = load_data(args.data_path, args.img_size, args.workers, args.validate)
     steps = steps_per_epoch(pairs, args.batch_size)
-    run.log(f"{len(pairs)} training places; {len(evaluation.sar)} queries, {len(evaluation)} places in the gallery, "
-            f"{evaluation.distractors} of them distractors")
+    run.log(describe(pairs, evaluation))
 
     model = build_model(args, run.device)
     optimizer = build_optimizer(model, args.optim, args.lr, args.lr_head)

@@ -1,10 +1,5 @@
-"""Aligned pairs of optical and SAR images: found, checked, decoded once, drawn as batches.
-
-Layout: DATA/{train,test}/{opt,sar}/NAME.png|jpg|tif, one optical image for each place, and at least one
-SAR image of the same file name (or NAME__STRIP, where several strips saw the place). An optional
-DATA/pairs.csv (split, id, region, tile, x_m, y_m) tells where each place is.
-"""
-import csv
+"""Aligned pairs of optical and SAR images: checked, decoded once, drawn as batches. Where they lie: layouts.py."""
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +7,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from PIL import Image
 
 from shared.errors import InputError
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+from shared.layouts import list_split, read_image, read_leave_out, read_pairs_csv
 
 
 @dataclass
@@ -24,7 +17,8 @@ class Pairs:
     """One split in memory. P places, M >= P - distractors SAR images.
 
     names: P place names. opt: (P, S, S, 3) uint8, RGB. sar: (M, S, S, 3) uint8. sar_place: (M) int64, the
-    place of each SAR image. tiles: P names of the tile that each place was cut from.
+    place of each SAR image. tiles: P names of the tile that each place was cut from. positions: (P, 2) float64,
+    x and y in metres, NaN where unknown, or None. left_out: how many names leave_out.csv left out.
     """
     names: list
     opt: torch.Tensor
@@ -32,6 +26,8 @@ class Pairs:
     sar: torch.Tensor
     sar_place: torch.Tensor
     tiles: list
+    positions: torch.Tensor = None
+    left_out: int = 0
 
     def __len__(self):
         return len(self.names)
@@ -47,7 +43,8 @@ class Pairs:
         rows = kept.nonzero().flatten()
         return replace(self, names=[self.names[i] for i in places], tiles=[self.tiles[i] for i in places],
                        opt=self.opt[places], sar=self.sar[rows], sar_names=[self.sar_names[i] for i in rows],
-                       sar_place=torch.searchsorted(places, self.sar_place[rows]))
+                       sar_place=torch.searchsorted(places, self.sar_place[rows]),
+                       positions=None if self.positions is None else self.positions[places])
 
 
 def load_data(data_path, img_size, workers, validate=0.0):
@@ -57,22 +54,15 @@ def load_data(data_path, img_size, workers, validate=0.0):
     out and evaluated on instead, and the test split is not read: this is where choices are made.
     Raises InputError that names every bad file of both splits.
     """
-    root = find_data(data_path)
-    problems, splits = [], {}
-    for split in ("train",) if validate else ("train", "test"):
-        splits[split] = _read_split(root, split, img_size, workers, problems)
-    if problems:
-        raise InputError("\n  ".join([f"the data set {root} has {len(problems)} problem(s); mend or remove these files:"] + problems))
-    if not validate:
-        return splits["train"], splits["test"]
-    return hold_out(splits["train"], validate)
+    if validate:
+        return hold_out(*load_splits(data_path, ("train",), img_size, workers), validate)
+    return load_splits(data_path, ("train", "test"), img_size, workers)
 
 
-def load_test(data_path, img_size, workers):
-    """The test split alone."""
-    root = find_data(data_path)
-    problems = []
-    pairs = _read_split(root, "test", img_size, workers, problems)
+def load_splits(data_path, splits, img_size, workers):
+    """The named splits as Pairs, in order. Raises InputError that names every bad file of all of them."""
+    root, problems = find_data(data_path), []
+    pairs = [_read_split(root, split, img_size, workers, problems) for split in splits]
     if problems:
         raise InputError("\n  ".join([f"the data set {root} has {len(problems)} problem(s); mend or remove these files:"] + problems))
     return pairs
@@ -99,6 +89,16 @@ def hold_out(pairs, share):
     held = {tiles[int((i + 0.5) * len(tiles) / count)] for i in range(count)}
     mask = torch.tensor([tile in held for tile in pairs.tiles])
     return pairs.subset((~mask).nonzero().flatten()), pairs.subset(mask.nonzero().flatten())
+
+
+def describe(pairs, evaluation):
+    """One line for the log: what is trained and evaluated on."""
+    left_out = pairs.left_out + evaluation.left_out
+    return (f"{len(pairs)} training places; {describe_gallery(evaluation)}" + (f"; leave_out.csv leaves out {left_out}" if left_out else ""))
+
+
+def describe_gallery(pairs):
+    return f"{len(pairs.sar)} queries, {len(pairs)} places in the gallery, {pairs.distractors} of them distractors"
 
 
 def steps_per_epoch(pairs, batch_size):
@@ -142,46 +142,38 @@ def _seed(*numbers):
 def _read_split(root, split, img_size, workers, problems):
     """Decode one split; what is wrong with it is appended to `problems`, and then None is returned."""
     before = len(problems)
-    opt_files, sar_files = _images(root / split / "opt", problems), _images(root / split / "sar", problems)
-    names = sorted(opt_files)
-    index = {name: i for i, name in enumerate(names)}
-    places = {}
-    for sar_name, file in sorted(sar_files.items()):
-        place = sar_name if sar_name in index else sar_name.rpartition("__")[0]
-        if place in index:
-            places[sar_name] = index[place]
-        elif opt_files:
-            problems.append(f"{file}: there is no optical image of this name in {root / split / 'opt'}")
-    if split == "train" and sar_files:
-        seen = set(places.values())
-        problems.extend(f"{opt_files[name]}: there is no SAR image of this name in {root / split / 'sar'}"
-                        for name in names if index[name] not in seen)
-    opt, opt_sizes = _decode([opt_files[name] for name in names], img_size, workers, problems)
-    sar, sar_sizes = _decode([sar_files[name] for name in places], img_size, workers, problems)
-    for (sar_name, place), size in zip(places.items(), sar_sizes):
-        if size and opt_sizes[place] and size != opt_sizes[place]:
-            problems.append(f"{sar_files[sar_name]}: {size[0]} x {size[1]} px, but its optical image has "
-                            f"{opt_sizes[place][0]} x {opt_sizes[place][1]}")
+    listing = list_split(root, split, problems)
+    left_out = read_leave_out(root, split)
+    opt = {name: image for name, image in listing.opt.items() if name not in left_out}
+    sar = {name: (place, image) for name, (place, image) in listing.sar.items() if not {name, place} & left_out}
+    problems.extend(f"{image}: there is no optical image of this place" for place, image in sar.values() if opt and place not in opt)
+    sar = {name: (place, image) for name, (place, image) in sar.items() if place in opt}
+    if split == "train" and sar:
+        seen = {place for place, _ in sar.values()}
+        problems.extend(f"{image}: there is no SAR image of this place" for place, image in opt.items() if place not in seen)
+
+    names, sar_names = sorted(opt), sorted(sar)
+    opt_images, opt_sizes = _decode([opt[name] for name in names], img_size, workers, problems)
+    sar_images, sar_sizes = _decode([sar[name][1] for name in sar_names], img_size, workers, problems)
+    sizes = dict(zip(names, opt_sizes))
+    for name, size in zip(sar_names, sar_sizes):
+        place, image = sar[name]
+        if size and sizes[place] and size != sizes[place]:
+            problems.append(f"{image}: {size} x {size} px, but its optical image has {sizes[place]} x {sizes[place]}")
     if len(problems) > before:
         return None
-    tiles = _tiles(root, split)
-    return Pairs(names, opt, list(places), sar, torch.tensor(list(places.values())), [tiles.get(name, name) for name in names])
+
+    rows = {**{name: {"x_m": x, "y_m": y} for name, (x, y) in listing.positions.items()}, **read_pairs_csv(root, split)}
+    index = {name: i for i, name in enumerate(names)}
+    return Pairs(names, opt_images, sar_names, sar_images, torch.tensor([index[sar[name][0]] for name in sar_names]),
+                 [rows.get(name, {}).get("tile") or name for name in names], _positions(names, rows), left_out=len(left_out))
 
 
-def _images(folder, problems):
-    """The images of a folder by name, without the suffix."""
-    if not folder.is_dir():
-        problems.append(f"{folder}: there is no such folder")
-        return {}
-    files = {}
-    for file in sorted(folder.iterdir()):
-        if file.suffix.lower() in SUFFIXES:
-            if file.stem in files:
-                problems.append(f"{file}: {files[file.stem].name} has the same name")
-            files[file.stem] = file
-    if not files:
-        problems.append(f"{folder}: there is no image ({', '.join(SUFFIXES)}) in it")
-    return files
+def _positions(names, rows):
+    """(P, 2) float64 in metres, NaN where a place has none; None where no place has one."""
+    known = [(rows.get(name, {}).get("x_m"), rows.get(name, {}).get("y_m")) for name in names]
+    positions = torch.tensor([[float(x), float(y)] if x not in (None, "") and y not in (None, "") else [math.nan] * 2 for x, y in known], dtype=torch.float64)
+    return None if positions.isnan().all() else positions
 
 
 def _decode(files, img_size, workers, problems):
@@ -194,7 +186,7 @@ def _decode(files, img_size, workers, problems):
             image = read_image(files[i])
         except InputError as error:
             return str(error)
-        sizes[i] = image.shape[1::-1]
+        sizes[i] = len(image)
         images[i] = resize(image, img_size)
         return None
 
@@ -203,33 +195,9 @@ def _decode(files, img_size, workers, problems):
     return torch.from_numpy(images), sizes
 
 
-def read_image(file):
-    """Decode one file to (H, W, 3) uint8 RGB; one channel is repeated. InputError where that fails."""
-    try:
-        with Image.open(file) as image:
-            if image.mode not in ("L", "RGB", "RGBA", "P"):
-                raise InputError(f"{file}: {image.mode} pixels; convert it to 8 bits in one or three channels")
-            if image.width != image.height:
-                raise InputError(f"{file}: {image.width} x {image.height} px; crop it to a square")
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:          # what Pillow raises on damaged files
-        raise InputError(f"{file}: cannot be decoded ({error})")
-
-
 def resize(image, size):
     """(H, H, 3) uint8 -> (size, size, 3): by area when it shrinks, so that nothing aliases."""
     if image.shape[0] == size:
         return image
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if size < image.shape[0] else cv2.INTER_LINEAR)
 
-
-def _tiles(root, split):
-    """The tile of each place of a split, from pairs.csv where there is one."""
-    file = root / "pairs.csv"
-    if not file.is_file():
-        return {}
-    with open(file, newline="") as lines:
-        rows = csv.DictReader(lines)
-        if not {"split", "id"} <= set(rows.fieldnames or ()):
-            raise InputError(f"{file}: the first line must name the columns split and id")
-        return {row["id"]: row["tile"] for row in rows if row["split"] == split and row.get("tile")}

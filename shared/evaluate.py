@@ -130,15 +130,43 @@ def embed(model, images, modality, device, autocast, batch_size=64):
 def evaluate(model, pairs, device, autocast):
     """Metrics of a model on a split, every SAR image a query, every place in the gallery.
 
-    Returns {"FC": metrics, "POOL5": metrics}, each as retrieval_metrics gives it.
+    Returns {"FC": metrics, "POOL5": metrics}, each as retrieval_metrics gives it, and where positions are known
+    {"distance": {"FC": ..., "POOL5": ...}}, each as answer_distances gives it.
     """
     gallery = embed(model, pairs.opt, "opt", device, autocast)
     query = embed(model, pairs.sar, "sar", device, autocast)
     places = torch.arange(len(pairs))
-    return {name: retrieval_metrics(query[name], gallery[name], pairs.sar_place, places) for name in FEATURES}
+    metrics = {name: retrieval_metrics(query[name], gallery[name], pairs.sar_place, places) for name in FEATURES}
+    if pairs.positions is not None:
+        metrics["distance"] = {name: answer_distances(first_answers(query[name], gallery[name]), pairs.sar_place, pairs.positions)
+                               for name in FEATURES}
+    return metrics
+
+
+@torch.no_grad()
+def first_answers(query, gallery):
+    """(N) int64: the best-scoring gallery row of each query. query: (N, D), gallery: (M, D), float, L2-normalised."""
+    return torch.cat([(query[i:i + QUERIES_AT_ONCE] @ gallery.T).argmax(1) for i in range(0, len(query), QUERIES_AT_ONCE)])
+
+
+def answer_distances(answers, truths, positions):
+    """How far the first answer lies from the truth.
+
+    answers, truths: (N) int64 rows of positions: (P, 2), x and y in metres, NaN where unknown.
+    Returns {"within50", "within100", "within150", "within200"} in percent and {"mean"} in metres, over the queries
+    for which both positions are known, and their number, {"queries"}.
+    """
+    distance = (positions[answers] - positions[truths]).norm(dim=1)
+    distance = distance[~distance.isnan()]
+    shares = {f"within{metres}": 100 * (distance <= metres).double().mean().item() for metres in (50, 100, 150, 200)}
+    return {**shares, "mean": distance.mean().item(), "queries": len(distance)}
 
 
 def format_metrics(metrics):
-    """The lines that the author prints, FC and POOL5."""
-    return "\n".join(f"{name}: " + " | ".join(f"{key.replace('top', 'top-')}: {value:.2f}%" for key, value in m.items())
-                     for name, m in metrics.items())
+    """The lines that the author prints, FC and POOL5, and the distances where there are any."""
+    lines = [f"{name}: " + " | ".join(f"{key.replace('top', 'top-')}: {value:.2f}%" for key, value in metrics[name].items())
+             for name in FEATURES if name in metrics]
+    for name, distance in metrics.get("distance", {}).items():
+        shares = " | ".join(f"{key.removeprefix('within')} m: {value:.2f}%" for key, value in distance.items() if key.startswith("within"))
+        lines.append(f"{name}, first answer within {shares} | mean: {distance['mean']:.0f} m")
+    return "\n".join(lines)

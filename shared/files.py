@@ -1,8 +1,11 @@
-"""Writing files so that nothing is lost: beside, then renamed."""
+"""Files: written beside and then renamed, so that nothing is lost; tensors read as data, never as code."""
 import csv
 import io
 import os
+import pickle
 from pathlib import Path
+
+import torch
 
 from shared.errors import InputError
 
@@ -31,3 +34,20 @@ def write_rows(file, columns, rows):
     writer.writeheader()
     writer.writerows(rows)
     write_text(file, text.getvalue())
+
+
+def write_tensors(file, state):
+    content = io.BytesIO()
+    torch.save(state, content)
+    write_bytes(file, content.getvalue())
+
+
+def load_tensors(path, what):
+    """torch.load with weights_only=True, on the CPU; InputError where that is not possible."""
+    if not Path(path).is_file():
+        raise InputError(f"{what}: there is no file {path}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"{what}: {path} cannot be read as tensors ({reason}); it is damaged or holds more than tensors")

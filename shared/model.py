@@ -1,7 +1,5 @@
 """The pseudo-siamese ResNet: the first stages once for each modality, the rest shared."""
 import copy
-import pickle
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +7,7 @@ import torchvision
 from torch import nn
 
 from shared.errors import InputError
+from shared.files import load_tensors
 
 ARCHS = ("resnet18", "resnet34", "resnet50")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -97,17 +96,6 @@ def initialize(model, init, arch):
     model.opt_stages.load_state_dict(nn.ModuleList(stages[:specify_num]).state_dict())
     model.sar_stages.load_state_dict(nn.ModuleList(stages[:specify_num]).state_dict())
     model.shared_stages.load_state_dict(nn.ModuleList(stages[specify_num:]).state_dict())
-
-
-def load_tensors(path, what):
-    """torch.load with weights_only=True, on the CPU; InputError where that is not possible."""
-    if not Path(path).is_file():
-        raise InputError(f"{what}: there is no file {path}")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{what}: {path} cannot be read as tensors ({reason}); it is damaged or holds more than tensors")
 
 
 def _stages(resnet):

@@ -6,7 +6,6 @@
 
 Whatever is written is written beside and then renamed. The same command again goes on where a run stopped.
 """
-import io
 import json
 import shutil
 import signal
@@ -17,12 +16,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from shared.dataset import draw_batches, load_test, steps_per_epoch
+from shared.dataset import describe_gallery, draw_batches, load_splits, steps_per_epoch
 from shared.device import autocast, autocast_dtype, choose_device
 from shared.errors import InputError
-from shared.evaluate import evaluate, format_metrics
-from shared.files import write_bytes, write_rows, write_text
-from shared.model import PseudoSiamese, initialize, load_tensors
+from shared.evaluate import FEATURES, evaluate, format_metrics
+from shared.files import load_tensors, write_rows, write_tensors, write_text
+from shared.model import PseudoSiamese, initialize
 
 # What may differ between a run and its continuation: where it is, not what it is.
 NOT_THE_RUN = ("result_path", "data_path", "device", "workers", "fresh")
@@ -71,7 +70,7 @@ class Run:
             write_text(file, json.dumps({**settings, "data_path": str(self.args.data_path)}, indent=1))
         if (self.folder / "metrics.json").is_file():
             metrics = json.loads((self.folder / "metrics.json").read_text())
-            print(f"{self.folder} is finished (--fresh starts over):\n{format_metrics({name: metrics[name] for name in ('FC', 'POOL5')})}")
+            print(f"{self.folder} is finished (--fresh starts over):\n{format_metrics(metrics)}")
             sys.exit(0)
 
     def log(self, text):
@@ -152,7 +151,7 @@ class Run:
         if self.epoch % self.args.eval_every == 0 or self.epoch == self.args.epochs:
             metrics = evaluate(model, evaluation, self.device, self.autocast)
             self.log(format_metrics(metrics))
-            row.update({f"{feature}_{name}": value for feature, m in metrics.items() for name, value in m.items()})
+            row.update({f"{feature}_{name}": value for feature in FEATURES for name, value in metrics[feature].items()})
         self.history.append(row)
         columns = list(dict.fromkeys(name for row in self.history for name in row))
         write_rows(self.folder / "epochs.csv", columns, self.history)
@@ -213,14 +212,8 @@ def test_run(args):
     device = choose_device(args.device)
     model, img_size = load_model(args.run, device)
     data_path = args.data_path or json.loads((args.run / "args.json").read_text())["data_path"]
-    pairs = load_test(data_path, img_size, args.workers)
-    print(f"{len(pairs.sar)} queries, {len(pairs)} places in the gallery, {pairs.distractors} of them distractors")
+    pairs, = load_splits(data_path, ("test",), img_size, args.workers)
+    print(describe_gallery(pairs))
     metrics = evaluate(model, pairs, device, autocast(device, args.amp))
     print(format_metrics(metrics))
     write_text(args.run / "test.json", json.dumps({**metrics, "data_path": str(data_path)}, indent=1))
-
-
-def write_tensors(file, state):
-    content = io.BytesIO()
-    torch.save(state, content)
-    write_bytes(file, content.getvalue())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from shared.dataset import draw_batches, find_data, hold_out, load_data, load_test, steps_per_epoch
+from shared.dataset import describe, draw_batches, find_data, load_data, load_splits, steps_per_epoch
 from shared.errors import InputError
 
 
@@ -86,7 +86,7 @@ def test_every_bad_file_is_named_at_once(tmp_path):
         load_data(data, 20, 2)
     text = str(caught.value)
     assert "8 problem(s)" in text
-    for words in ("train/opt/p00.png: there is no SAR image", "test/sar/p99.png: there is no optical image", "train/opt/p01.png: cannot be decoded",
+    for words in ("train/opt/p00.png: there is no SAR image of this place", "test/sar/p99.png: there is no optical image of this place", "train/opt/p01.png: cannot be decoded",
                   "train/opt/p02.png: cannot be decoded", "train/sar/p03.png: 24 x 24 px, but its optical image has 20 x 20",
                   "train/sar/p04.png: 30 x 20 px; crop it", "p05.png: p05.jpg has the same name", "test/opt/p03.png: I;16 pixels"):
         assert words in text, words
@@ -98,7 +98,7 @@ def test_half_a_jpeg_is_noticed(tmp_path, real):
     (data / "test/opt/p00.png").unlink()
     (data / "test/opt/p00.jpg").write_bytes(source[:len(source) // 2])
     with pytest.raises(InputError, match="p00.jpg: cannot be decoded"):
-        load_test(data, 32, 1)
+        load_splits(data, ("test",), 32, 1)
 
 
 def test_missing_and_empty_folders(tmp_path):
@@ -184,8 +184,18 @@ def test_held_out_tiles_are_whole(tmp_path):
     assert torch.equal(held.opt, held.sar[held.sar_place.argsort()]), "pairs stay pairs"
 
 
+def test_what_leave_out_csv_names_is_left_out(tmp_path):
+    data = make_data(tmp_path / "d")
+    shutil.copy(data / "test/sar/p01.png", data / "test/sar/p01__b.png")
+    (data / "leave_out.csv").write_text("split,id,reason\ntrain,p02,a copy\ntest,p01__b,damaged\ntest,p00,in train\n")
+    train, test = load_data(data, 8, 1)
+    assert "p02" not in train.names and len(train) == len(train.sar) == 5
+    assert test.names == ["p01", "p02", "p03"] and test.sar_names == ["p01", "p02", "p03"]
+    assert "leave_out.csv leaves out 3" in describe(train, test)
+
+
 def test_real_pairs_are_read(real):
-    test = load_test(real, 96, 2)
+    test, = load_splits(real, ("test",), 96, 2)
     assert len(test) == len(test.sar) == 525 and test.opt.shape == (525, 96, 96, 3)
     assert len(set(test.tiles)) == 21
     assert Path(real / "test/opt" / f"{test.names[0]}.jpg").is_file()

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from shared import evaluate
-from shared.evaluate import format_metrics, retrieval_metrics
+from shared.evaluate import answer_distances, first_answers, format_metrics, retrieval_metrics
 
 TOPS = (1, 5, 10, 20)
 
@@ -96,6 +96,15 @@ def test_what_does_not_fit_is_an_error():
         retrieval_metrics(x, torch.rand(5, 3), ids, ids)
     with pytest.raises(ValueError, match="one place for each"):
         retrieval_metrics(x, x, ids[:4], ids)
+
+
+def test_distances_of_the_first_answers():
+    positions = torch.tensor([[0.0, 0], [30, 40], [0, 120], [math.nan, math.nan]], dtype=torch.float64)
+    found = answer_distances(torch.tensor([0, 1, 2, 3]), torch.tensor([0, 0, 0, 0]), positions)
+    assert found == {"within50": pytest.approx(200 / 3), "within100": pytest.approx(200 / 3), "within150": 100, "within200": 100,
+                     "mean": pytest.approx(170 / 3), "queries": 3}
+    gallery = F.normalize(torch.randn(9, 8))
+    assert first_answers(gallery[[4, 2]], gallery).tolist() == [4, 2]
 
 
 def test_the_authors_format():

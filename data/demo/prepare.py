@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository's root, where shared/ is
 
-from shared.files import write_bytes
+from shared.files import write_bytes, write_rows
 
 SIZE, MARGIN = 200, 40                                  # px of a crop, and around it so that layover has a source
 GRASS, SOIL, WATER, ROAD, BUILDING, TANK, TREE = range(7)
@@ -154,6 +154,8 @@ def main():
         made = pool.map(partial(make_pair, seed=args.seed, out=args.out), places, chunksize=8)
         for _ in tqdm(made, total=len(places), desc="demo pairs", disable=None):
             pass
+    # Written last: where it is, the set is whole.
+    write_rows(args.out / "pairs.csv", ("split", "id"), [{"split": split, "id": f"{number:04d}"} for split, number in places])
     print(f"{len(places)} pairs in {args.out}")
 
 

@@ -1,0 +1,234 @@
+"""Cut the published SpaceNet 6 archive into aligned pairs on the grid of the coordinates.
+
+    python data/SN6align200/prepare.py SOURCE OUT
+
+SOURCE holds PS-RGB/, SAR-Intensity/ and SummaryData/SAR_orientations.txt (or is a folder above them). A crop is a cell of
+one grid over the whole area, so that the same place in two strips has the same name. SAR becomes HH, VV, VH as R, G, B,
+each scaled from its 1st to its 99th percentile over the whole set. Two passes: a survey of every tile (kept in
+OUT/survey.json), then the crops; images that are there are not made again, so that an interrupted run goes on.
+Needs rasterio (requirements-data.txt).
+"""
+import argparse
+import json
+import math
+import re
+import sys
+import warnings
+from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository's root, where shared/ is
+
+from shared.errors import InputError, run_script
+from shared.files import write_text
+from shared.prepare import open_output, write_pairs_csv, write_png
+from shared.split import split_by_blocks
+
+try:
+    import rasterio
+except ImportError:
+    sys.exit("rasterio is needed to read GeoTIFF: pip install -r requirements-data.txt")
+
+NAME = re.compile(r"_PS-RGB_(?P<strip>\d{14}_\d{14})_tile_(?P<tile>\d+)\.tif$")
+BANDS = {"HH": 1, "VV": 4, "VH": 3}                     # the archive's order is HH, HV, VH, VV
+LOW_DB, HIGH_DB, BINS = -100.0, 100.0, 20000            # the histogram from which the percentiles come, 0.01 dB a bin
+AUTHORS_TEST_PLACES = 2250
+SMALL_SHARE = 0.3                                       # tested on, of an archive too small for the author's gallery
+
+
+def find_tiles(source):
+    """[(strip, RGB file, SAR file)] and strip -> orientation. InputError names all that is missing."""
+    folders = [folder for folder in (source, *sorted(source.glob("*")), *sorted(source.glob("*/*"))) if (folder / "PS-RGB").is_dir()]
+    if not folders:
+        raise InputError(f"{source} holds no folder PS-RGB: give the folder that the archive unpacks to")
+    root, problems, tiles = folders[0], [], []
+    orientations = {}
+    file = root / "SummaryData/SAR_orientations.txt"
+    if file.is_file():
+        orientations = {line.split()[0]: int(line.split()[1]) for line in file.read_text().splitlines() if line.strip()}
+    else:
+        problems.append(f"{file}: there is no such file")
+    for rgb in sorted((root / "PS-RGB").glob("*.tif")):
+        match = NAME.search(rgb.name)
+        sar = root / "SAR-Intensity" / rgb.name.replace("_PS-RGB_", "_SAR-Intensity_")
+        if not match:
+            problems.append(f"{rgb}: the name does not end in _PS-RGB_START_END_tile_N.tif")
+        elif not sar.is_file():
+            problems.append(f"{rgb}: there is no {sar}")
+        elif orientations and match["strip"] not in orientations:
+            problems.append(f"{rgb}: {file} does not name its strip {match['strip']}")
+        else:
+            tiles.append((match["strip"], rgb, sar))
+    if not tiles and not problems:
+        problems.append(f"{root / 'PS-RGB'}: there is no tile (*.tif) in it")
+    if problems:
+        raise InputError("\n  ".join([f"{source} has {len(problems)} problem(s); unpack these again:"] + problems))
+    return tiles, orientations
+
+
+def survey_tile(tile, crop):
+    """Read one tile: its cells with the share of missing pixels, its SAR histograms, its resolution; or what is wrong with it."""
+    strip, rgb_file, sar_file = tile
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", rasterio.errors.NotGeoreferencedWarning)
+            with rasterio.open(rgb_file) as rgb, rasterio.open(sar_file) as sar:
+                if rgb.count != 3 or rgb.dtypes[0] != "uint8" or sar.count != 4:
+                    return {"problem": f"{rgb_file}: {rgb.count} bands of {rgb.dtypes[0]}, SAR {sar.count} bands; expected 3 of uint8, and 4"}
+                if rgb.shape != sar.shape or abs(rgb.transform.c - sar.transform.c) > rgb.res[0] / 2 or abs(rgb.transform.f - sar.transform.f) > rgb.res[1] / 2:
+                    return {"problem": f"{sar_file}: another size or place than {rgb_file.name}"}
+                bands = sar.read(list(BANDS.values()))
+                black = (rgb.read() == 0).all(0)
+                transform, resolution = rgb.transform, round(rgb.res[0], 2)
+    except (rasterio.errors.RasterioError, rasterio.errors.NotGeoreferencedWarning) as error:
+        return {"problem": f"{rgb_file} or its SAR: cannot be read ({str(error).splitlines()[0]})"}
+    missing = ~np.isfinite(bands).all(0) | (bands == 0).any(0)
+    valid = bands[:, ~missing]
+    histograms = [np.histogram(band.clip(LOW_DB, HIGH_DB), BINS, (LOW_DB, HIGH_DB))[0] for band in valid]
+    missing |= black
+    return {"file": rgb_file.name, "strip": strip, "resolution": resolution, "histograms": np.stack(histograms),
+            "cells": [[*cell, row, column, float(missing[row:row + crop, column:column + crop].mean())]
+                      for *cell, row, column in cells_within(transform, missing.shape, resolution, crop)]}
+
+
+def cells_within(transform, shape, resolution, crop):
+    """(x, y, row, column) of the cells of the grid that lie wholly in a tile, to the nearest pixel.
+
+    x, y: the cell's number, west to east and south to north, in units of crop x resolution metres from the origin of the
+    coordinates. row, column: its upper left pixel in the tile.
+    """
+    side = crop * resolution
+    left, top = transform.c, transform.f
+    right, bottom = left + shape[1] * transform.a, top + shape[0] * transform.e
+    for x in range(math.floor(left / side), math.ceil(right / side)):
+        for y in range(math.floor(bottom / side), math.ceil(top / side)):
+            column, row = round((x * side - left) / transform.a), round(((y + 1) * side - top) / transform.e)
+            if column >= 0 and row >= 0 and column + crop <= shape[1] and row + crop <= shape[0]:
+                yield x, y, row, column
+
+
+def survey(tiles, out, crop, workers):
+    """Survey every tile, going on from OUT/survey.json.
+
+    Returns what survey_tile says of each, and the histograms (3, BINS) over all. InputError names every tile that cannot be used.
+    """
+    file = out / "survey.json"
+    state = json.loads(file.read_text()) if file.is_file() else {"tiles": {}, "histograms": [[0] * BINS] * 3}
+    found, histograms = state["tiles"], np.array(state["histograms"])
+    left = [tile for tile in tiles if tile[1].name not in found]
+    problems = []
+
+    def keep():
+        write_text(file, json.dumps({"tiles": found, "histograms": histograms.tolist()}))
+
+    with ProcessPoolExecutor(workers) as pool:
+        for i, one in enumerate(tqdm(pool.map(partial(survey_tile, crop=crop), left), total=len(left), desc="survey", disable=None)):
+            if "problem" in one:
+                problems.append(one["problem"])
+            else:
+                histograms += one.pop("histograms")
+                found[one["file"]] = one
+            if i % 100 == 99:
+                keep()
+    keep()
+    if problems:
+        raise InputError("\n  ".join([f"{len(problems)} tile(s) cannot be used; fetch them again, or remove both files of each:"] + problems))
+    resolutions = {one["resolution"] for one in found.values()}
+    if len(resolutions) > 1:
+        raise InputError(f"the tiles have different resolutions ({sorted(resolutions)} m): prepare them apart")
+    return [found[rgb.name] for _, rgb, _ in tiles], histograms
+
+
+def percentiles(histograms):
+    """(3, 2): the 1st and 99th percentile of HH, VV and VH in dB. histograms: (3, BINS)."""
+    if (histograms.sum(1) == 0).any():
+        raise InputError("no tile holds a valid SAR pixel")
+    share = histograms.cumsum(1) / histograms.sum(1, keepdims=True)
+    width = (HIGH_DB - LOW_DB) / BINS
+    return np.array([[LOW_DB + width * (np.searchsorted(band, level) + 0.5) for level in (0.01, 0.99)] for band in share])
+
+
+def cut_tile(job, out, crop, limits):
+    """Write the crops of one tile. job: (RGB file, SAR file, [(split, modality, name, row, column)])."""
+    rgb_file, sar_file, crops = job
+    with rasterio.open(rgb_file) as rgb, rasterio.open(sar_file) as sar:
+        for split, modality, name, row, column in crops:
+            window = ((row, row + crop), (column, column + crop))
+            if modality == "opt":
+                image = rgb.read(window=window).transpose(1, 2, 0)
+            else:
+                bands = sar.read(list(BANDS.values()), window=window)
+                low, high = limits[:, 0, None, None], limits[:, 1, None, None]
+                # A missing pixel is black in all three.
+                bands = np.where(np.isfinite(bands).all(0) & (bands != 0).all(0), (bands - low) / (high - low) * 255, 0)
+                image = bands.clip(0, 255).round().astype(np.uint8).transpose(1, 2, 0)
+            write_png(out / split / modality / f"{name}.png", np.ascontiguousarray(image))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--crop", type=int, default=200, help="pixels")
+    parser.add_argument("--max_missing", type=float, default=0.05, help="share of a crop's pixels that may have no SAR or optical value")
+    parser.add_argument("--strips", choices=("one", "all"), default="one", help="of a place: the one with most valid pixels, or all as NAME__STRIP")
+    parser.add_argument("--orientation", choices=("north", "south", "both"), default="both", help="keep strips imaged from there only")
+    parser.add_argument("--test_places", type=int, help=f"default: {AUTHORS_TEST_PLACES}, the author's gallery; {SMALL_SHARE:.0%} of a small archive")
+    parser.add_argument("--block", type=int, help="cells along a side of the blocks that are split (default: 10, in a small archive as many as one block for testing needs)")
+    parser.add_argument("--seed", type=int, default=0, help="of the split")
+    parser.add_argument("--workers", type=int, default=2)
+    args = parser.parse_args()
+
+    tiles, orientations = find_tiles(args.source)
+    if args.orientation != "both":
+        tiles = [tile for tile in tiles if orientations[tile[0]] == ("north", "south").index(args.orientation)]
+    settings = {name: value for name, value in vars(args).items() if name not in ("source", "out", "workers")}
+    open_output(args.out, {**settings, "tiles": [rgb.name for _, rgb, _ in tiles]},
+                [f"{split}/{modality}" for split in ("train", "test") for modality in ("opt", "sar")])
+    surveys, histograms = survey(tiles, args.out, args.crop, args.workers)
+
+    # Which tiles show each place, the one with most valid pixels first.
+    views = defaultdict(list)
+    for index, one in enumerate(surveys):
+        for x, y, row, column, missing in one["cells"]:
+            if missing <= args.max_missing:
+                views[x, y].append((missing, one["strip"], index, row, column))
+    # One view of a strip: tiles of the same strip may overlap.
+    views = {cell: list({view[1]: view for view in sorted(found, reverse=True)}.values()) for cell, found in views.items()}
+    views = {cell: sorted(found)[:None if args.strips == "all" else 1] for cell, found in views.items()}
+
+    test_places = args.test_places
+    if test_places is None:
+        test_places = AUTHORS_TEST_PLACES if len(views) >= 2 * AUTHORS_TEST_PLACES else max(1, round(SMALL_SHARE * len(views)))
+    block = args.block or min(10, math.ceil(math.sqrt(test_places)))
+    splits = dict(zip(("train", "test"), split_by_blocks(list(views), test_places, block, args.seed)))
+    if min(map(len, splits.values())) < 2 or len(splits["test"]) < test_places:
+        raise InputError(f"{len(views)} usable places cannot be split into {test_places} for testing and some for training with a gap "
+                         "between: give a smaller --crop, --test_places or --block, or a larger --max_missing")
+    limits = percentiles(histograms)
+    print("scaled from the 1st to the 99th percentile: " + ", ".join(f"{band} {low:.2f} to {high:.2f} dB" for band, (low, high) in zip(BANDS, limits)))
+
+    jobs, rows, side = defaultdict(list), [], args.crop * surveys[0]["resolution"]
+    for split, cells in splits.items():
+        for x, y in cells:
+            name = f"x{x}_y{y}"
+            for rank, (_, strip, index, row, column) in enumerate(views[x, y]):
+                if rank == 0:
+                    jobs[index].append((split, "opt", name, row, column))
+                jobs[index].append((split, "sar", f"{name}__{strip}" if args.strips == "all" else name, row, column))
+            rows.append({"split": split, "id": name, "region": "Rotterdam", "tile": f"x{x // block}_y{y // block}", "x_m": (x + 0.5) * side,
+                         "y_m": (y + 0.5) * side, "size_m": side, "from": " ".join(("north", "south")[orientations[view[1]]] for view in views[x, y])})
+    with ProcessPoolExecutor(args.workers) as pool:
+        work = [(tiles[index][1], tiles[index][2], crops) for index, crops in sorted(jobs.items())]
+        for _ in tqdm(pool.map(partial(cut_tile, out=args.out, crop=args.crop, limits=limits), work), total=len(work), desc="crops", disable=None):
+            pass
+    write_pairs_csv(args.out, ("split", "id", "region", "tile", "x_m", "y_m", "size_m", "from"), rows)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,173 @@
+"""The layouts in which a data set may lie, each with one short reader.
+
+A reader takes (root, split, problems) and returns a Listing; what is wrong is appended to `problems`, naming the
+file. A new layout is a reader and a line in LAYOUTS.
+"""
+import csv
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from shared.errors import InputError
+from shared.files import load_tensors
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+
+
+@dataclass
+class Listing:
+    """What a layout says of one split, before an image is decoded.
+
+    opt: place name -> image. sar: SAR name -> (place name, image). positions: place name -> (x, y) in metres.
+    An image is a Path or a TensorRow.
+    """
+    opt: dict = field(default_factory=dict)
+    sar: dict = field(default_factory=dict)
+    positions: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TensorRow:
+    """One image of a tensor file."""
+    file: Path
+    images: torch.Tensor
+    row: int
+    scale: float
+
+    def __str__(self):
+        return f"{self.file}, row {self.row}"
+
+    def read(self):
+        """(H, W, 3) uint8."""
+        image = self.images[self.row]
+        if image.shape[2] != 3:
+            image = image.permute(1, 2, 0)
+        return (image.float() * self.scale).round().to(torch.uint8).numpy()
+
+
+def read_folders(root, split, problems):
+    """DATA/{train,test}/{opt,sar}/NAME.png|jpg|tif; NAME__STRIP where several SAR strips saw a place."""
+    opt, sar = (_images(root / split / modality, problems) for modality in ("opt", "sar"))
+    return Listing(opt, {name: (name if name in opt else name.rpartition("__")[0] or name, file) for name, file in sar.items()})
+
+
+def read_cmpc(root, split, problems):
+    """SN6-CMPC: {train,test}/imgs/{opt,sar}/FILE and annotations/{opt,sar}/*.json, each {id, pos: {x, y}, file_path}."""
+    listing = Listing()
+    for modality in ("opt", "sar"):
+        folder = root / split / "annotations" / modality
+        files = sorted(folder.glob("*.json"))
+        if not files:
+            problems.append(f"{folder}: there is no annotation (*.json) in it")
+        for file in files:
+            try:
+                note = json.loads(file.read_text())
+                place, position = str(int(note["id"])), (float(note["pos"]["x"]), float(note["pos"]["y"]))
+                image = root / split / "imgs" / modality / note["file_path"]
+            except (ValueError, KeyError, TypeError) as error:
+                problems.append(f'{file}: not an annotation {{"id": int, "pos": {{"x": float, "y": float}}, "file_path": "FILE"}} ({error!r})')
+                continue
+            if not image.is_file():
+                problems.append(f"{file}: names {image}, which is not there")
+            elif modality == "sar":
+                listing.sar[f"{place}__{image.stem}"] = (place, image)
+            elif place in listing.opt:
+                problems.append(f"{file}: {listing.opt[place].name} has the same id {place}")
+            else:
+                listing.opt[place], listing.positions[place] = image, position
+    return listing
+
+
+def read_tensors(root, split, problems):
+    """The author's tensors: {opt,sar}_ori_{train,test}.pt, uint8 or float (N, 3, H, W) or (N, H, W, 3), row i of both one place."""
+    rows = {}
+    for modality in ("opt", "sar"):
+        file = root / f"{modality}_ori_{split}.pt"
+        try:
+            images = load_tensors(file, "--data_path")
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        if not isinstance(images, torch.Tensor) or images.ndim != 4 or 3 not in (images.shape[1], images.shape[3]):
+            shape = tuple(images.shape) if isinstance(images, torch.Tensor) else type(images).__name__
+            problems.append(f"{file}: {shape}; expected a tensor (N, 3, H, W) or (N, H, W, 3)")
+            continue
+        low, high = (value.item() for value in images.aminmax())
+        if not (low >= 0 and high <= 255):
+            problems.append(f"{file}: values from {low:.3g} to {high:.3g}; keep the images before normalisation, in [0, 1] or [0, 255]")
+            continue
+        scale = 255.0 if images.is_floating_point() and high <= 1 else 1.0
+        rows[modality] = {f"{i:06d}": TensorRow(file, images, i, scale) for i in range(len(images))}
+    return Listing(rows.get("opt", {}), {name: (name, row) for name, row in rows.get("sar", {}).items()})
+
+
+# Which layout it is: the first whose mark is there, else folders.
+LAYOUTS = (
+    (lambda root: (root / "train/annotations").is_dir() or (root / "test/annotations").is_dir(), read_cmpc),
+    (lambda root: (root / "opt_ori_train.pt").is_file() or (root / "opt_ori_test.pt").is_file(), read_tensors),
+    (lambda root: True, read_folders),
+)
+
+
+def list_split(root, split, problems):
+    """The Listing of a split, whatever the layout."""
+    reader = next(reader for mark, reader in LAYOUTS if mark(root))
+    return reader(root, split, problems)
+
+
+def read_image(image):
+    """Decode a Path or a TensorRow to (H, W, 3) uint8 RGB; one channel is repeated. InputError where that fails."""
+    if isinstance(image, TensorRow):
+        array = image.read()
+    else:
+        try:
+            with Image.open(image) as opened:
+                if opened.mode not in ("L", "RGB", "RGBA", "P"):
+                    raise InputError(f"{image}: {opened.mode} pixels; convert it to 8 bits in one or three channels")
+                array = np.asarray(opened.convert("RGB"))
+        except (OSError, SyntaxError, ValueError) as error:          # what Pillow raises on damaged files
+            raise InputError(f"{image}: cannot be decoded ({error})")
+    if array.shape[0] != array.shape[1]:
+        raise InputError(f"{image}: {array.shape[1]} x {array.shape[0]} px; crop it to a square")
+    return array
+
+
+def read_pairs_csv(root, split):
+    """DATA/pairs.csv, optional: place name -> its row (split, id, and any of region, tile, x_m, y_m)."""
+    return _read_csv(root / "pairs.csv", split)
+
+
+def read_leave_out(root, split):
+    """DATA/leave_out.csv, optional, written by tools/check_data.py: the names (of places or SAR images) to leave out."""
+    return set(_read_csv(root / "leave_out.csv", split))
+
+
+def _read_csv(file, split):
+    if not file.is_file():
+        return {}
+    with open(file, newline="") as lines:
+        rows = csv.DictReader(lines)
+        if not {"split", "id"} <= set(rows.fieldnames or ()):
+            raise InputError(f"{file}: the first line must name the columns split and id")
+        return {row["id"]: row for row in rows if row["split"] == split}
+
+
+def _images(folder, problems):
+    """The images of a folder by name, without the suffix."""
+    if not folder.is_dir():
+        problems.append(f"{folder}: there is no such folder")
+        return {}
+    files = {}
+    for file in sorted(folder.iterdir()):
+        if file.suffix.lower() in SUFFIXES:
+            if file.stem in files:
+                problems.append(f"{file}: {files[file.stem].name} has the same name")
+            files[file.stem] = file
+    if not files:
+        problems.append(f"{folder}: there is no image ({', '.join(SUFFIXES)}) in it")
+    return files
+

@@ -1,0 +1,166 @@
+"""tools/check_data.py finds every planted fault and says nothing of clean pairs."""
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import script
+from shared.dataset import load_data
+
+
+def check(data, out, *flags):
+    done = script("tools/check_data.py", data, "--out", out, *flags)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def section(text, title):
+    """The items listed below a title."""
+    lines = text.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(title))
+    items = []
+    for line in lines[start + 1:]:
+        if not line.startswith("  "):
+            break
+        items.append(line.strip())
+    return items
+
+
+@pytest.fixture
+def data(demo, tmp_path):
+    return shutil.copytree(demo, tmp_path / "demo")
+
+
+def copy_place(data, source, split, name, change):
+    """Add a place whose images are changed copies of a training place's."""
+    for modality in ("opt", "sar"):
+        image = Image.open(data / "train" / modality / f"{source}.png")
+        result = change(image)
+        if isinstance(result, tuple):
+            before, result = result
+            before.save(data / "train" / modality / f"{source}.png")
+        suffix = "jpg" if change is recompress else "png"
+        result.save(data / split / modality / f"{name}.{suffix}", **({"quality": 80, "subsampling": 0} if suffix == "jpg" else {}))
+
+
+def identical(image):
+    return image.copy()
+
+
+def shift(image):
+    return image.crop((0, 0, 195, 195)), image.crop((5, 5, 200, 200))
+
+
+def recompress(image):
+    return image
+
+
+def brighten(image):
+    return image.point(lambda value: min(255, round(value * 1.1)))
+
+
+def test_clean_pairs_are_clean(data, tmp_path):
+    done = check(data, tmp_path / "out")
+    assert done.returncode == 0, done.stdout
+    for title in ("folders or files amiss", "missing partners", "unreadable files", "pairs of different size", "opt: the same image twice",
+                  "opt: the same image in train and test", "sar: the same image twice", "sar: the same image in train and test"):
+        assert section(done.stdout, title) == [], title
+    # Layover and sun shadow move edges in the demo scenes, too: a tall building may be listed, no more.
+    assert len(section(done.stdout, "pairs that fit better elsewhere")) <= 1
+    assert "train: 24 places, 0 of them without" in done.stdout and "opt: 24 images, 200 to 200 px, channels [3]" in done.stdout
+    assert "no test place was found in training" in done.stdout
+    assert (tmp_path / "out/report.txt").read_text().strip() == done.stdout.strip()
+    assert Image.open(tmp_path / "out/contact.png").width > 1000
+
+
+def test_the_values_are_the_images(data, tmp_path):
+    done = check(data, tmp_path / "out")
+    pixels = np.stack([np.array(Image.open(f)) for f in sorted((data / "train/opt").iterdir())]).reshape(-1, 3).astype(float)
+    line = next(line for line in done.stdout.splitlines() if "opt: 24 images" in line)
+    assert f"values {pixels.min():.0f} to {pixels.max():.0f}" in line
+    assert f"mean {np.round(pixels.mean(0), 1).tolist()}, standard deviation {np.round(pixels.std(0), 1).tolist()}" in line
+
+
+@pytest.mark.parametrize("change", [identical, shift, recompress, brighten])
+def test_a_copy_is_found_within_a_split_and_across(data, tmp_path, change):
+    copy_place(data, "0003", "train", "copy_a", change)
+    copy_place(data, "0007", "test", "copy_b", change)
+    done = check(data, tmp_path / "out")
+    assert done.returncode == 1 and "1 pairs of places are in train and test" not in done.stdout
+    for modality in ("opt", "sar"):
+        within, = section(done.stdout, f"{modality}: the same image twice within a split")
+        across, = section(done.stdout, f"{modality}: the same image in train and test")
+        assert within.startswith("train 0003 and train copy_a") and across.startswith("train 0007 and test copy_b")
+        assert ("identical" in within) and ("near-identical" in within) == (change is not identical)
+
+
+def test_leaving_out_mends_the_data_without_touching_images(data, tmp_path):
+    copy_place(data, "0003", "train", "copy_a", brighten)
+    copy_place(data, "0007", "test", "copy_b", identical)
+    (data / "train/sar/0001.png").write_bytes(b"no image")
+    (data / "train/sar/0002.png").unlink()
+    before = {f: f.read_bytes() for f in data.rglob("*.png")}
+    assert check(data, tmp_path / "out", "--leave_out").returncode == 1
+    assert {f: f.read_bytes() for f in data.rglob("*.png")} == before
+    again = check(data, tmp_path / "out")
+    assert again.returncode == 0 and section(again.stdout, "unreadable files") == [] == section(again.stdout, "missing partners")
+    train, test = load_data(data, 16, 2)
+    assert {"0001", "0002", "0007", "copy_a"} & set(train.names) == set() and len(train) == 21
+    assert "copy_b" in test.names, "the test split stays as it is"
+
+
+def test_files_amiss_are_all_named(data, tmp_path):
+    (data / "train/sar/0001.png").write_bytes((data / "train/sar/0001.png").read_bytes()[:9000])
+    (data / "test/opt/0002.png").write_bytes(b"")
+    (data / "train/opt/0004.png").unlink()
+    (data / "train/sar/0005.png").unlink()
+    (data / "test/sar/0006.png").unlink()
+    Image.open(data / "test/sar/0007.png").resize((180, 180)).save(data / "test/sar/0007.png")
+    done = check(data, tmp_path / "out")
+    assert [line.split(":")[0].split("/")[-3:] for line in section(done.stdout, "unreadable files")] == [["train", "sar", "0001.png"], ["test", "opt", "0002.png"]]
+    partners = section(done.stdout, "missing partners")
+    assert len(partners) == 2 and "sar/0004.png: there is no optical" in partners[1] and "opt/0005.png: there is no SAR" in partners[0]
+    assert section(done.stdout, "pairs of different size") == ["test 0007: 180 px, its optical image 200"]
+    assert "test: 12 places, 1 of them without a SAR image (distractors)" in done.stdout
+
+
+def test_overlapping_crops_are_found_by_position(data, tmp_path):
+    rows = [f"train,{i:04d},{400 * i},0" for i in range(24)] + [f"test,{i:04d},{400 * i},5000" for i in range(12)]
+    rows[1] = "train,0001,100,50"                                    # over train 0000: half of it, three quarters high
+    rows[24] = "test,0000,5000,-150"                                 # over train 0012 (4800) and 0013 (5200): a corner touches neither
+    (data / "pairs.csv").write_text("split,id,x_m,y_m\n" + "\n".join(rows) + "\n")
+    assert "overlapping crops: not known" in check(data, tmp_path / "out").stdout
+    done = check(data, tmp_path / "out", "--size_m", "200")
+    assert section(done.stdout, "crops that overlap within a split") == ["train 0000 and train 0001: 38%"]
+    assert section(done.stdout, "crops that overlap between train and test") == [] and done.returncode == 0
+    wider = check(data, tmp_path / "out", "--size_m", "300")
+    assert section(wider.stdout, "crops that overlap between train and test") == ["train 0012 and test 0000: 17%", "train 0013 and test 0000: 17%"]
+    assert wider.returncode == 1
+
+
+def test_a_shifted_pair_is_listed_and_the_shift_is_right(data, tmp_path):
+    file = data / "train/sar/0006.png"
+    Image.fromarray(np.roll(np.array(Image.open(file)), (-6, 9), (0, 1))).save(file)
+    found = section(check(data, tmp_path / "out").stdout, "pairs that fit better elsewhere")
+    line = next(line for line in found if line.startswith("train 0006: "))
+    across, down = map(int, re.search(r"shift ([+-]\d+), ([+-]\d+) px", line).groups())
+    assert abs(across - 9) <= 3 and abs(down + 6) <= 3, "but for what layover adds"
+
+
+def test_strips_of_one_place_are_no_repetition(data, tmp_path):
+    file = data / "train/sar/0006.png"
+    shutil.copy(file, data / "train/sar/0006__a.png")
+    file.rename(data / "train/sar/0006__b.png")
+    assert section(check(data, tmp_path / "out").stdout, "sar: the same image twice") == []
+
+
+def test_the_real_pairs(real, tmp_path):
+    """Tiles 130 and 142 are one place published twice; nothing else repeats, and no test place is in training."""
+    done = check(real, tmp_path / "out")
+    assert done.returncode == 0
+    assert "opt: the same image twice within a split: 25" in done.stdout and "train 130_00 and train 142_00: identical" in done.stdout
+    for title in ("unreadable files", "missing partners", "opt: the same image in train and test", "sar: the same image in train and test"):
+        assert section(done.stdout, title) == []
+    assert "median best shift +1 across, +0 down" in done.stdout
