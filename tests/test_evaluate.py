@@ -1,6 +1,7 @@
 import itertools
 import math
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -104,7 +105,25 @@ def test_distances_of_the_first_answers():
     assert found == {"within50": pytest.approx(200 / 3), "within100": pytest.approx(200 / 3), "within150": 100, "within200": 100,
                      "mean": pytest.approx(170 / 3), "queries": 3}
     gallery = F.normalize(torch.randn(9, 8))
-    assert first_answers(gallery[[4, 2]], gallery).tolist() == [4, 2]
+    assert first_answers(gallery[[4, 2]], gallery)[1].tolist() == [[4], [2]]
+
+
+@pytest.mark.parametrize("k", [1, 3, 10])
+def test_first_answers_are_the_best_across_chunks(monkeypatch, k):
+    monkeypatch.setattr(evaluate, "QUERIES_AT_ONCE", 7)
+    monkeypatch.setattr(evaluate, "GALLERY_AT_ONCE", 11)
+    query, gallery = torch.randn(20, 8), torch.randn(60, 8)
+    scores, rows = first_answers(query, gallery, k)
+    expected = (query @ gallery.T).topk(k)
+    assert torch.equal(rows, expected.indices) and torch.allclose(scores, expected.values, atol=1e-5)
+
+
+def test_a_memory_mapped_half_precision_gallery(tmp_path):
+    gallery = F.normalize(torch.randn(50, 16)).half()
+    numpy.save(tmp_path / "gallery.npy", gallery.numpy())
+    mapped = torch.from_numpy(numpy.load(tmp_path / "gallery.npy", mmap_mode="c"))
+    query, ids = F.normalize(gallery.float() + 0.3 * torch.randn(50, 16)), torch.arange(50)
+    assert retrieval_metrics(query, mapped, ids, ids) == retrieval_metrics(query, gallery.float(), ids, ids)
 
 
 def test_the_authors_format():
