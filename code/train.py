@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's
 
 from shared import options
 from shared.dataset import describe, load_data, steps_per_epoch
+from shared.distributed import gather
 from shared.errors import run_script
 from shared.losses import cross_modal_triplet
 from shared.optimizers import build_optimizer, build_schedule
@@ -21,20 +22,22 @@ def train():
     args = options.training(__doc__).parse_args()
     run = Run(args)
 
-    pairs, evaluation = load_data(args.data_path, args.img_size, args.workers, args.validate)
+    pairs, evaluation = load_data(args.data_path, args.img_size, args.workers, args.validate, args.store)
     steps = steps_per_epoch(pairs, args.batch_size)
     run.log(describe(pairs, evaluation))
 
     model = build_model(args, run.device)
     optimizer = build_optimizer(model, args.optim, args.lr, args.lr_head)
     schedule = build_schedule(optimizer, args.schedule, args.epochs, steps)
+    network = run.parallelize(model)
     run.resume(model=model, optimizer=optimizer, schedule=schedule)
 
     for epoch in run.epochs():
         model.train()
         for opt, sar in run.batches(pairs, epoch):                    # B x 3 x S x S in [0, 1]
             with run.autocast():
-                pool5, fc = model(opt, sar)                           # 2B x 512: optical, SAR
+                pool5, fc = network(opt, sar)                         # 2B x 512: optical, SAR
+            fc = gather(fc, kinds=2)                                  # of all devices, if there are several
             triplet = cross_modal_triplet(fc, kinds=2, margin=args.margin)
 
             optimizer.zero_grad()

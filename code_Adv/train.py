@@ -14,6 +14,7 @@ import torch
 
 from shared import options
 from shared.dataset import describe, load_data, steps_per_epoch
+from shared.distributed import gather
 from shared.errors import run_script
 from shared.filters import pseudo_modal
 from shared.losses import CRITICS, critic_step, cross_modal_triplet
@@ -27,7 +28,7 @@ def train():
     kinds = 4 if auxiliary else 2
     run = Run(args)
 
-    pairs, evaluation = load_data(args.data_path, args.img_size, args.workers, args.validate)
+    pairs, evaluation = load_data(args.data_path, args.img_size, args.workers, args.validate, args.store)
     steps = steps_per_epoch(pairs, args.batch_size)
     run.log(describe(pairs, evaluation))
 
@@ -36,18 +37,19 @@ def train():
     schedule = build_schedule(optimizer, args.schedule, args.epochs, steps)
     critic = CRITICS[args.adv]().to(run.device)
     critic_optimizer = torch.optim.Adam(critic.parameters(), lr=args.lr_critic, betas=critic.betas, weight_decay=5e-4)
+    network = run.parallelize(model)
     run.resume(model=model, optimizer=optimizer, schedule=schedule, critic=critic, critic_optimizer=critic_optimizer)
 
     for epoch in run.epochs():
         model.train()
         for opt, sar in run.batches(pairs, epoch):                    # B x 3 x S x S in [0, 1]
-            places = len(opt)
             if auxiliary:
                 opt = torch.cat([opt, pseudo_modal(opt, args.channel_exchange, args.guided_filter, run.generator)])
                 sar = torch.cat([sar, pseudo_modal(sar, args.channel_exchange, args.guided_filter, run.generator)])
             with run.autocast():                                      # kinds x B x 512: optical (and pseudo-), SAR (and pseudo-)
-                pool5, fc = model(opt, sar)
-            fc_opt, fc_sar = fc[:places], fc[len(opt):len(opt) + places]
+                pool5, fc = network(opt, sar)
+            fc = gather(fc, kinds=kinds)                              # of all devices, if there are several
+            fc_opt, fc_sar = fc.chunk(kinds)[0], fc.chunk(kinds)[kinds // 2]
 
             # The critic's steps: its weights alone move.
             for _ in range(args.critic_steps or critic.steps):

@@ -13,6 +13,7 @@ import torch
 
 from shared import options
 from shared.dataset import describe, load_data, steps_per_epoch
+from shared.distributed import gather
 from shared.errors import run_script
 from shared.filters import pseudo_modal
 from shared.losses import cross_modal_triplet
@@ -26,13 +27,14 @@ def train():
         args.channel_exchange = True
     run = Run(args)
 
-    pairs, evaluation = load_data(args.data_path, args.img_size, args.workers, args.validate)
+    pairs, evaluation = load_data(args.data_path, args.img_size, args.workers, args.validate, args.store)
     steps = steps_per_epoch(pairs, args.batch_size)
     run.log(describe(pairs, evaluation))
 
     model = build_model(args, run.device)
     optimizer = build_optimizer(model, args.optim, args.lr, args.lr_head)
     schedule = build_schedule(optimizer, args.schedule, args.epochs, steps)
+    network = run.parallelize(model)
     run.resume(model=model, optimizer=optimizer, schedule=schedule)
 
     for epoch in run.epochs():
@@ -41,7 +43,8 @@ def train():
             opt_pseudo = pseudo_modal(opt, args.channel_exchange, args.guided_filter, run.generator)
             sar_pseudo = pseudo_modal(sar, args.channel_exchange, args.guided_filter, run.generator)
             with run.autocast():                                      # 4B x 512: optical, pseudo-optical, SAR, pseudo-SAR
-                pool5, fc = model(torch.cat([opt, opt_pseudo]), torch.cat([sar, sar_pseudo]))
+                pool5, fc = network(torch.cat([opt, opt_pseudo]), torch.cat([sar, sar_pseudo]))
+            fc = gather(fc, kinds=4)                                  # of all devices, if there are several
             triplet = cross_modal_triplet(fc, kinds=4, margin=args.margin)
 
             optimizer.zero_grad()

@@ -8,7 +8,9 @@ import cv2
 import numpy as np
 import torch
 
+from shared import distributed
 from shared.errors import InputError
+from shared.image_store import keep_images
 from shared.layouts import list_split, read_image, read_leave_out, read_pairs_csv
 
 
@@ -47,7 +49,7 @@ class Pairs:
                        positions=None if self.positions is None else self.positions[places])
 
 
-def load_data(data_path, img_size, workers, validate=0.0):
+def load_data(data_path, img_size, workers, validate=0.0, store="auto"):
     """Read a data set: the training pairs and those to evaluate on.
 
     validate: 0 evaluates on the test split. Above 0, that share of the training split's tiles is held
@@ -55,14 +57,17 @@ def load_data(data_path, img_size, workers, validate=0.0):
     Raises InputError that names every bad file of both splits.
     """
     if validate:
-        return hold_out(*load_splits(data_path, ("train",), img_size, workers), validate)
-    return load_splits(data_path, ("train", "test"), img_size, workers)
+        return hold_out(*load_splits(data_path, ("train",), img_size, workers, store), validate)
+    return load_splits(data_path, ("train", "test"), img_size, workers, store)
 
 
-def load_splits(data_path, splits, img_size, workers):
-    """The named splits as Pairs, in order. Raises InputError that names every bad file of all of them."""
+def load_splits(data_path, splits, img_size, workers, store="auto"):
+    """The named splits as Pairs, in order. Raises InputError that names every bad file of all of them.
+
+    store: keep the decoded images in `memory`, on `disk` (a memory map in DATA/.decoded), or `auto`: in memory where they fit.
+    """
     root, problems = find_data(data_path), []
-    pairs = [_read_split(root, split, img_size, workers, problems) for split in splits]
+    pairs = [_read_split(root, split, img_size, workers, store, problems) for split in splits]
     if problems:
         raise InputError("\n  ".join([f"the data set {root} has {len(problems)} problem(s); mend or remove these files:"] + problems))
     return pairs
@@ -105,6 +110,8 @@ def steps_per_epoch(pairs, batch_size):
     """Whole batches only: a batch-hard loss on a small rest is another loss."""
     if batch_size < 2 or batch_size > len(pairs):
         raise InputError(f"--batch_size {batch_size}: choose 2 to {len(pairs)}, the number of training places")
+    if batch_size % distributed.world_size():
+        raise InputError(f"--batch_size {batch_size}: choose a multiple of {distributed.world_size()}, the number of processes that share it")
     return len(pairs) // batch_size
 
 
@@ -114,18 +121,23 @@ def draw_batches(pairs, batch_size, seed, epoch, first_step, device, generator):
     No place comes twice in an epoch. Of several SAR strips one is drawn. Both images of a pair are
     flipped left to right together, half of the time. Everything drawn depends on (seed, epoch, step)
     alone: `generator` (a CPU torch.Generator) is seeded with them before each step, and later draws of
-    the step, such as the channel exchange's, continue it.
+    the step, such as the channel exchange's, continue it. Of several processes each gets its share of the
+    same batch, and its own later draws.
     """
     generator.manual_seed(_seed(seed, epoch))
     order = torch.randperm(len(pairs), generator=generator)
     by_place = torch.argsort(pairs.sar_place, stable=True)
     strips = torch.bincount(pairs.sar_place, minlength=len(pairs))
     first = strips.cumsum(0) - strips
+    mine = distributed.share(batch_size)
     for step in range(first_step, steps_per_epoch(pairs, batch_size)):
         generator.manual_seed(_seed(seed, epoch, step))
         places = order[step * batch_size:(step + 1) * batch_size]
         strip = (torch.rand(batch_size, generator=generator) * strips[places]).long()
-        flipped = (torch.rand(batch_size, generator=generator) < 0.5).view(-1, 1, 1, 1).to(device)
+        flipped = torch.rand(batch_size, generator=generator) < 0.5
+        if distributed.rank() > 0:
+            generator.manual_seed(_seed(seed, epoch, step, distributed.rank()))
+        places, strip, flipped = places[mine], strip[mine], flipped[mine].view(-1, 1, 1, 1).to(device)
         images = [to_float(pairs.opt[places], device), to_float(pairs.sar[by_place[first[places] + strip]], device)]
         yield tuple(torch.where(flipped, x.flip(3), x) for x in images)
 
@@ -139,7 +151,7 @@ def _seed(*numbers):
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _read_split(root, split, img_size, workers, problems):
+def _read_split(root, split, img_size, workers, store, problems):
     """Decode one split; what is wrong with it is appended to `problems`, and then None is returned."""
     before = len(problems)
     listing = list_split(root, split, problems)
@@ -153,8 +165,13 @@ def _read_split(root, split, img_size, workers, problems):
         problems.extend(f"{image}: there is no SAR image of this place" for place, image in opt.items() if place not in seen)
 
     names, sar_names = sorted(opt), sorted(sar)
-    opt_images, opt_sizes = _decode([opt[name] for name in names], img_size, workers, problems)
-    sar_images, sar_sizes = _decode([sar[name][1] for name in sar_names], img_size, workers, problems)
+    decoded = {}
+    for modality, images in (("opt", [opt[name] for name in names]), ("sar", [sar[name][1] for name in sar_names])):
+        sizes = [None] * len(images)
+        array = keep_images(images, img_size, store, root / ".decoded" / f"{split}_{modality}_{img_size}.uint8",
+                            lambda array: _decode(images, array, sizes, workers, problems))
+        decoded[modality] = torch.from_numpy(array), sizes
+    (opt_images, opt_sizes), (sar_images, sar_sizes) = decoded["opt"], decoded["sar"]
     sizes = dict(zip(names, opt_sizes))
     for name, size in zip(sar_names, sar_sizes):
         place, image = sar[name]
@@ -176,10 +193,9 @@ def _positions(names, rows):
     return None if positions.isnan().all() else positions
 
 
-def _decode(files, img_size, workers, problems):
-    """Decode files in threads (the decoders release Python's lock) into (N, S, S, 3) uint8, and the sizes."""
-    images = np.empty((len(files), img_size, img_size, 3), np.uint8)
-    sizes = [None] * len(files)
+def _decode(files, images, sizes, workers, problems):
+    """Decode files in threads (the decoders release Python's lock) into images (N, S, S, 3), and note their sizes; whether all went well."""
+    before, img_size = len(problems), images.shape[1]
 
     def decode(portion):
         found = []
@@ -196,7 +212,7 @@ def _decode(files, img_size, workers, problems):
     portions = [range(i, min(i + 32, len(files))) for i in range(0, len(files), 32)]      # a job each would cost as much as a decode
     with ThreadPoolExecutor(workers) as pool:
         problems.extend(problem for found in pool.map(decode, portions) for problem in found)
-    return torch.from_numpy(images), sizes
+    return len(problems) == before
 
 
 def resize(image, size):

@@ -3,6 +3,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from shared import distributed
 from shared.dataset import to_float
 
 TOPS = (1, 5, 10, 20)
@@ -158,34 +159,40 @@ def _row_scores(query, gallery, rows):
 
 @torch.no_grad()
 def embed(model, images, modality, device, autocast, batch_size=64):
-    """Embed (N, S, S, 3) uint8 images of one modality, `opt` or `sar`.
+    """Embed (N, S, S, 3) uint8 images of one modality, `opt` or `sar`; several processes share them out.
 
     Returns {"FC": (N, 512), "POOL5": (N, C)}, float32, L2-normalised, on the CPU.
     """
     model.eval()
+    mine = distributed.share(len(images))
     features = {name: [] for name in FEATURES}
-    for i in tqdm(range(0, len(images), batch_size), desc=f"embed {modality}", leave=False, disable=None):
+    bar = tqdm(range(mine.start, mine.stop, batch_size), desc=f"embed {modality}", leave=False, disable=None)
+    for i in bar:
         with autocast():
-            pool5, fc = model(**{modality: to_float(images[i:i + batch_size], device)})
+            pool5, fc = model(**{modality: to_float(images[i:min(i + batch_size, mine.stop)], device)})
         features["POOL5"].append(pool5.cpu())
         features["FC"].append(fc.cpu())
-    return {name: torch.cat(parts) for name, parts in features.items()}
+    return {name: distributed.gather_shares(torch.cat(parts), device) for name, parts in features.items()}
 
 
-def evaluate(model, pairs, device, autocast):
-    """Metrics of a model on a split, every SAR image a query, every place in the gallery.
+def embed_pairs(model, pairs, device, autocast):
+    """(query, gallery): embed() of a split's SAR and of its optical images."""
+    return embed(model, pairs.sar, "sar", device, autocast), embed(model, pairs.opt, "opt", device, autocast)
+
+
+def evaluate(query, gallery, pairs, device):
+    """Metrics on a split, every SAR image a query, every place in the gallery. query, gallery: as embed_pairs gives them.
 
     Returns {"FC": metrics, "POOL5": metrics}, each as retrieval_metrics gives it, and where positions are known
     {"distance": {"FC": ..., "POOL5": ...}}, each as answer_distances gives it.
     """
-    gallery = embed(model, pairs.opt, "opt", device, autocast)
-    query = embed(model, pairs.sar, "sar", device, autocast)
-    places = torch.arange(len(pairs))
-    metrics = {name: retrieval_metrics(query[name], gallery[name], pairs.sar_place, places) for name in FEATURES}
-    if pairs.positions is not None:
-        metrics["distance"] = {name: answer_distances(first_answers(query[name], gallery[name])[1][:, 0], pairs.sar_place, pairs.positions)
-                               for name in FEATURES}
-    return metrics
+    metrics, distance = {}, {}
+    for name in FEATURES:
+        q, g = query[name].to(device), gallery[name].to(device)
+        metrics[name] = retrieval_metrics(q, g, pairs.sar_place.to(device), torch.arange(len(pairs), device=device))
+        if pairs.positions is not None:
+            distance[name] = answer_distances(first_answers(q, g)[1][:, 0].cpu(), pairs.sar_place, pairs.positions)
+    return {**metrics, "distance": distance} if distance else metrics
 
 
 def answer_distances(answers, truths, positions):

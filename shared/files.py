@@ -17,10 +17,21 @@ def write_bytes(file, content):
     """
     beside = Path(f"{file}.part")
     try:
-        beside.write_bytes(content)
+        with open(beside, "wb") as out:
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
         os.replace(beside, file)
     except OSError as error:
         raise InputError(f"{file} cannot be written ({error.strerror}); what was there before is untouched")
+
+
+def append_text(file, text):
+    try:
+        with open(file, "a") as out:
+            out.write(text)
+    except OSError as error:
+        raise InputError(f"{file} cannot be written ({error.strerror})")
 
 
 def write_text(file, text):

@@ -3,6 +3,7 @@ import argparse
 from pathlib import Path
 
 from shared.device import AMPS
+from shared.image_store import STORES
 from shared.losses import CRITICS
 from shared.model import ARCHS
 
@@ -59,6 +60,7 @@ def testing(description):
     parser = _parser(description)
     parser.add_argument("--run", required=True, type=Path, help="the folder of a run")
     parser.add_argument("--data_path", help="another data set than the run's own")
+    parser.add_argument("--save_embeddings", action="store_true", help="write the embeddings to the run's folder, as .npy")
     _add_machine(parser)
     return parser
 
@@ -70,7 +72,9 @@ def _parser(description):
 def _add_machine(group):
     group.add_argument("--device", default="auto", help="auto (CUDA when there is one), cpu, cuda, cuda:1 ...")
     group.add_argument("--amp", choices=AMPS, default="auto", help="mixed precision; auto takes what the device computes natively")
+    group.add_argument("--compile", action="store_true", help="torch.compile the network: slow to begin, faster after")
     group.add_argument("--workers", type=_positive, default=2, help="threads that decode images")
+    group.add_argument("--store", choices=STORES, default="auto", help="decoded images in memory, or on disk beside the data set; auto: in memory where they fit")
 
 
 def _positive(text):

@@ -6,6 +6,7 @@
 
 Whatever is written is written beside and then renamed. The same command again goes on where a run stopped.
 """
+import io
 import json
 import shutil
 import signal
@@ -13,18 +14,23 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
+from shared import distributed
 from shared.dataset import describe_gallery, draw_batches, load_splits, steps_per_epoch
 from shared.device import autocast, autocast_dtype, choose_device
-from shared.errors import InputError
-from shared.evaluate import FEATURES, evaluate, format_metrics
-from shared.files import load_tensors, write_rows, write_tensors, write_text
+from shared.errors import MEMORY_REMEDY, InputError
+from shared.evaluate import FEATURES, embed_pairs, evaluate, format_metrics
+from shared.files import append_text, load_tensors, write_bytes, write_rows, write_tensors, write_text
 from shared.model import PseudoSiamese, initialize
 
 # What may differ between a run and its continuation: where it is, not what it is.
-NOT_THE_RUN = ("result_path", "data_path", "device", "workers", "fresh")
+NOT_THE_RUN = ("result_path", "data_path", "device", "workers", "store", "compile", "fresh")
+
+# Embeddings that are all alike have a loss of exactly the margin; one that passes it on the way down does not stay.
+STUCK_EPOCHS = 3
 
 
 class Run:
@@ -36,16 +42,24 @@ class Run:
             args.result_path = f"results/{Path(args.data_path).name}/{script}/seed{args.seed}"
         self.args = args
         self.folder = Path(args.result_path)
-        self.device = choose_device(args.device)
+        self.device = distributed.start(choose_device(args.device))
+        self.main = distributed.rank() == 0                           # logs, checkpoints and tables are its work alone
         dtype = autocast_dtype(args.amp, self.device)
         self.autocast = autocast(self.device, args.amp)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
         self.generator = torch.Generator()                            # seeded anew at every step
         self.epoch, self.step, self.seconds = 0, 0, 0.0
         self.history, self.terms = [], []
-        self._open()
+        MEMORY_REMEDY[0] = f"--batch_size {args.batch_size // 2}"
+        if self.main:
+            self._open()
+        distributed.wait()
+        if (self.folder / "metrics.json").is_file():
+            distributed.stop()
+            sys.exit(0)
         torch.manual_seed(args.seed)
-        self.log(f"{self.folder}: {self.device}, {str(dtype or torch.float32).removeprefix('torch.')}")
+        self.log(f"{self.folder}: {self.device}" + (f" x {distributed.world_size()}" if distributed.world_size() > 1 else "")
+                 + f", {str(dtype or torch.float32).removeprefix('torch.')}")
 
     # The folder ---------------------------------------------------------------------------------
 
@@ -71,13 +85,17 @@ class Run:
         if (self.folder / "metrics.json").is_file():
             metrics = json.loads((self.folder / "metrics.json").read_text())
             print(f"{self.folder} is finished (--fresh starts over):\n{format_metrics(metrics)}")
-            sys.exit(0)
 
     def log(self, text):
         """Print, and keep in log.txt."""
-        print(text, flush=True)
-        with open(self.folder / "log.txt", "a") as file:
-            file.write(text + "\n")
+        if self.main:
+            print(text, flush=True)
+            append_text(self.folder / "log.txt", text + "\n")
+
+    def parallelize(self, model):
+        """What the loop calls instead of the model: the same, compiled or shared among devices where that is asked for."""
+        network = distributed.parallelize(model, self.device)
+        return torch.compile(network) if self.args.compile else network
 
     # Going on ------------------------------------------------------------------------------------
 
@@ -102,6 +120,8 @@ class Run:
         self.stopping = True
 
     def save(self):
+        if not self.main:
+            return
         state = {name: part.state_dict() for name, part in self.parts.items()}
         state.update(random=torch.get_rng_state(), epoch=self.epoch, step=self.step, seconds=self.seconds,
                      history=self.history, terms=self.terms)
@@ -117,7 +137,7 @@ class Run:
     def batches(self, pairs, epoch):
         """The batches that are left of an epoch; see draw_batches. Keeps time and step, and stops when asked to."""
         steps = steps_per_epoch(pairs, self.args.batch_size)
-        bar = tqdm(total=steps, initial=self.step, desc=f"epoch {epoch + 1}/{self.args.epochs}", leave=False, disable=None)
+        bar = tqdm(total=steps, initial=self.step, desc=f"epoch {epoch + 1}/{self.args.epochs}", leave=False, disable=None if self.main else True)
         with bar:
             start = time.perf_counter()
             for batch in draw_batches(pairs, self.args.batch_size, self.args.seed, epoch, self.step, self.device, self.generator):
@@ -126,39 +146,44 @@ class Run:
                 self.seconds += time.perf_counter() - start
                 start = time.perf_counter()
                 bar.update()
-                if self.stopping:
+                if distributed.any_process(self.stopping, self.device):
                     self._check_terms()
                     self.save()
                     self.log(f"stopped in epoch {epoch + 1} after step {self.step}; the same command goes on from here")
+                    distributed.stop()
                     sys.exit(130)
 
     def record(self, **terms):
         """Keep the loss terms of this step (tensors; read at the epoch's end, so that no step waits for them)."""
         self.terms.append({name: value.detach() for name, value in terms.items()})
 
-    def end_epoch(self, model, evaluation, lr, margin_terms=0):
+    def end_epoch(self, model, evaluation, lr, margin_terms):
         """Write the epoch's figures and the checkpoint; evaluate where it is due.
 
         margin_terms: of how many triplet terms the loss is the sum, to tell a collapse.
         """
         means = self._check_terms()
-        if margin_terms and abs(means["triplet"] / margin_terms / self.args.margin - 1) < 0.02:
-            self.log(f"the triplet loss stands at the margin ({means['triplet'] / margin_terms:.3f} for each term): the embeddings "
-                     "have collapsed; try a lower --lr or --schedule cosine")
         self.epoch, self.step, self.terms = self.epoch + 1, 0, []
         row = {"epoch": self.epoch, "lr": lr, **means, "seconds": round(self.seconds, 1)}
         self.log(f"epoch {self.epoch}: " + " ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch"))
+        lately = [past["triplet"] / margin_terms / self.args.margin for past in [*self.history, row][-STUCK_EPOCHS:]]
+        if len(lately) == STUCK_EPOCHS and all(abs(level - 1) < 0.02 for level in lately):
+            self.log(f"the triplet loss has stood at the margin for {STUCK_EPOCHS} epochs: the embeddings have collapsed; "
+                     "try a lower --lr or --schedule cosine")
         if self.epoch % self.args.eval_every == 0 or self.epoch == self.args.epochs:
-            metrics = evaluate(model, evaluation, self.device, self.autocast)
+            metrics = evaluate(*embed_pairs(model, evaluation, self.device, self.autocast), evaluation, self.device)
             self.log(format_metrics(metrics))
             row.update({f"{feature}_{name}": value for feature in FEATURES for name, value in metrics[feature].items()})
         self.history.append(row)
-        columns = list(dict.fromkeys(name for row in self.history for name in row))
-        write_rows(self.folder / "epochs.csv", columns, self.history)
+        if self.main:
+            columns = list(dict.fromkeys(name for row in self.history for name in row))
+            write_rows(self.folder / "epochs.csv", columns, self.history)
         if self.epoch < self.args.epochs:
             self.save()
-        else:
+        elif self.main:
             self._finish(model, evaluation, metrics)
+        if self.epoch == self.args.epochs:
+            distributed.stop()
 
     def _check_terms(self):
         """The mean of each loss term so far; a term that is not finite ends the run."""
@@ -209,11 +234,33 @@ def load_model(folder, device):
 
 def test_run(args):
     """What a test.py does: evaluate a finished run on a test split, print and keep the figures in test.json."""
-    device = choose_device(args.device)
+    device = distributed.start(choose_device(args.device))
+    main = distributed.rank() == 0
     model, img_size = load_model(args.run, device)
+    if args.compile:
+        model = torch.compile(model)
     data_path = args.data_path or json.loads((args.run / "args.json").read_text())["data_path"]
-    pairs, = load_splits(data_path, ("test",), img_size, args.workers)
-    print(describe_gallery(pairs))
-    metrics = evaluate(model, pairs, device, autocast(device, args.amp))
-    print(format_metrics(metrics))
-    write_text(args.run / "test.json", json.dumps({**metrics, "data_path": str(data_path)}, indent=1))
+    pairs, = load_splits(data_path, ("test",), img_size, args.workers, args.store)
+    query, gallery = embed_pairs(model, pairs, device, autocast(device, args.amp))
+    if main:
+        print(describe_gallery(pairs))
+        metrics = evaluate(query, gallery, pairs, device)
+        print(format_metrics(metrics))
+        write_text(args.run / "test.json", json.dumps({**metrics, "data_path": str(data_path)}, indent=1))
+        if args.save_embeddings:
+            save_embeddings(args.run / "embeddings", query, pairs.sar_names, pairs.positions[pairs.sar_place] if pairs.positions is not None else None, "sar")
+            save_embeddings(args.run / "embeddings", gallery, pairs.names, pairs.positions, "opt")
+    distributed.wait()
+    distributed.stop()
+
+
+def save_embeddings(folder, embeddings, names, positions, modality):
+    """Write FC and POOL5 embeddings as folder/MODALITY_FC.npy and so on, (N, D) float32, and their names and positions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for feature, array in embeddings.items():
+        content = io.BytesIO()
+        np.save(content, array.numpy())
+        write_bytes(folder / f"{modality}_{feature}.npy", content.getbuffer())
+    rows = [{"name": name, **({} if positions is None else {"x_m": positions[i, 0].item(), "y_m": positions[i, 1].item()})} for i, name in enumerate(names)]
+    write_rows(folder / f"{modality}.csv", ("name",) if positions is None else ("name", "x_m", "y_m"), rows)
+    print(f"{len(names)} embeddings in {folder}/{modality}_*.npy")

@@ -1,6 +1,10 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+# The tests' images are too small to share among cores, and processes that do share them wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 

@@ -10,7 +10,7 @@ from PIL import Image
 from shared.dataset import load_data
 from shared.device import autocast
 from shared.errors import InputError
-from shared.evaluate import evaluate
+from shared.evaluate import embed_pairs, evaluate
 from shared.model import PseudoSiamese
 
 
@@ -58,7 +58,8 @@ def test_all_layouts_give_the_same_metrics(layouts):
     for name, root in layouts.items():
         train, test = load_data(root, 48, 2)
         assert len(train) == 24 and len(test) == 12
-        metrics = evaluate(model, test, torch.device("cpu"), autocast(torch.device("cpu"), "off"))
+        cpu = torch.device("cpu")
+        metrics = evaluate(*embed_pairs(model, test, cpu, autocast(cpu, "off")), test, cpu)
         assert ("distance" in metrics) == (name == "SN6-CMPC"), "only this layout holds positions"
         found[name] = {feature: metrics[feature] for feature in ("FC", "POOL5")}
     assert all(metrics == found["folders"] for metrics in found.values()), found

@@ -1,0 +1,97 @@
+"""Two processes on the CPU: the same loss and gradients as one, one log, and no hang when one of them dies."""
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from conftest import ROOT, SMALL, script
+
+WORKER = """
+import sys
+sys.path.insert(0, {root!r})
+import torch
+import torch.nn.functional as F
+from shared import distributed
+from shared.losses import CRITICS, critic_step, cross_modal_triplet
+
+out, kinds, places = sys.argv[1], int(sys.argv[2]), 8
+distributed.start(torch.device("cpu"))
+torch.manual_seed(0)
+inputs = torch.randn(kinds, places, 24)                      # every process draws the same and takes its share
+layer = torch.nn.Linear(24, 16)
+critic = CRITICS["wasserstein"](dim=16)
+optimizer = torch.optim.Adam(critic.parameters(), lr=1e-2)
+network = distributed.parallelize(layer, torch.device("cpu"))
+mine = inputs[:, distributed.share(places)].flatten(0, 1).requires_grad_()
+fc = distributed.gather(F.normalize(network(mine)), kinds)
+critic_step(critic, optimizer, fc.chunk(kinds)[0], fc.chunk(kinds)[kinds // 2])
+loss = cross_modal_triplet(fc, kinds, 0.5) + critic.model_loss(fc.chunk(kinds)[0], fc.chunk(kinds)[kinds // 2])
+loss.backward()
+rows = distributed.gather_shares(torch.arange(7.0).view(7, 1)[distributed.share(7)], torch.device("cpu"))
+stop = distributed.any_process(distributed.rank() == 1, torch.device("cpu"))
+torch.save({{"loss": loss.detach(), "weight": layer.weight.grad, "fc": fc.detach(), "critic": critic.state_dict(), "rows": rows, "stop": stop}},
+           f"{{out}}/{{distributed.world_size()}}_{{distributed.rank()}}.pt")
+distributed.stop()
+"""
+
+
+def torchrun(processes, *arguments, **kwargs):
+    return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *map(str, arguments)],
+                          cwd=ROOT, capture_output=True, text=True, timeout=300, **kwargs)
+
+
+@pytest.mark.parametrize("kinds", [2, 4])
+def test_two_halves_give_the_loss_and_gradients_of_the_whole(tmp_path, kinds):
+    (tmp_path / "worker.py").write_text(WORKER.format(root=str(ROOT)))
+    for processes in (1, 2):
+        done = torchrun(processes, tmp_path / "worker.py", tmp_path, kinds)
+        assert done.returncode == 0, done.stderr
+    one = torch.load(tmp_path / "1_0.pt")
+    for rank in (0, 1):
+        two = torch.load(tmp_path / f"2_{rank}.pt")
+        for name in ("loss", "fc", "weight"):
+            assert torch.allclose(one[name], two[name], atol=1e-5), name
+        assert all(torch.equal(one["critic"][name], two["critic"][name]) for name in one["critic"]), "the critics stay alike"
+        assert two["rows"].flatten().tolist() == list(range(7)) and two["stop"]
+    assert one["weight"].abs().sum() > 0
+
+
+def test_a_script_trains_on_two_processes_and_tests_alike(demo, tmp_path):
+    out = tmp_path / "run"
+    done = torchrun(2, "code_Adv/train.py", "--data_path", demo, "--result_path", out, *SMALL, "--channel_exchange", "--amp", "off")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch 1:") == 1 and "cpu x 2" in done.stdout, "one process speaks"
+    assert (out / "epochs.csv").read_text().count("\n") == 3
+    # In float32: in bf16 the rounding depends on how many images are embedded at once.
+    alone = script("code_Adv/test.py", "--run", out, "--amp", "off")
+    shared_out = torchrun(2, "--", "code_Adv/test.py", "--run", out, "--amp", "off")       # torchrun would take --run for its own
+    assert alone.returncode == shared_out.returncode == 0, shared_out.stderr
+    figures = [line for line in alone.stdout.splitlines() if line.startswith(("FC", "POOL5"))]
+    assert len(figures) == 2 and all(line in shared_out.stdout and line in done.stdout for line in figures)
+
+
+def test_a_batch_that_cannot_be_shared_is_an_error(demo, tmp_path):
+    done = torchrun(2, "code/train.py", "--data_path", demo, "--result_path", tmp_path / "run", *SMALL, "--batch_size", "7")
+    assert done.returncode != 0 and "choose a multiple of 2" in done.stderr
+
+
+def test_a_process_that_dies_ends_the_run_with_its_reason(demo, tmp_path):
+    (tmp_path / "dies.py").write_text(f"""
+import os, runpy, sys
+sys.path.insert(0, {str(ROOT)!r})
+import shared.run
+if os.environ["RANK"] == "1":
+    record = shared.run.Run.record
+    def dies(self, **terms):
+        raise RuntimeError("the second process dies here")
+    shared.run.Run.record = dies
+runpy.run_path({str(ROOT / 'code/train.py')!r}, run_name="__main__")
+""")
+    start = time.monotonic()
+    done = torchrun(2, tmp_path / "dies.py", "--data_path", demo, "--result_path", tmp_path / "run", *SMALL, "--epochs", "50")
+    assert done.returncode != 0 and "the second process dies here" in done.stderr
+    assert time.monotonic() - start < 120 and not (tmp_path / "run/weights.pt").exists()
+    assert os.path.exists(tmp_path / "run/args.json")

@@ -1,0 +1,166 @@
+"""Nothing is lost: kills, signals, losses that are not finite, full disks, files that hold code."""
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from conftest import ROOT, SMALL, script
+from shared import errors, files
+from shared.errors import InputError
+
+FLAGS = [*SMALL, "--epochs", "4", "--channel_exchange"]
+
+
+def command(demo, out, *flags):
+    return [sys.executable, str(ROOT / "code_Adv/train.py"), "--data_path", str(demo), "--result_path", str(out), *FLAGS, *flags]
+
+
+def weights(out):
+    return torch.load(out / "weights.pt", weights_only=True)["model"]
+
+
+def same(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+@pytest.fixture(scope="module")
+def whole(demo, tmp_path_factory):
+    """A run that nothing interrupted."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    subprocess.run(command(demo, out), check=True, capture_output=True)
+    return out
+
+
+def seen(out, text):
+    return (out / "log.txt").is_file() and text in (out / "log.txt").read_text()
+
+
+# A slow checkpoint gives the kill a moment to hit while it is being written.
+SLOW = """
+import os, sys, time
+sys.path.insert(0, {root!r})
+import shared.files as files
+real = os.fsync
+def slow(descriptor):
+    time.sleep(0.2)
+    real(descriptor)
+files.os.fsync = slow
+import runpy
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("moment", ["before the first checkpoint", "while a checkpoint is written", "after the second epoch"])
+def test_a_killed_run_ends_with_the_same_weights(demo, whole, tmp_path, moment):
+    out = tmp_path / "run"
+    slow = [sys.executable, "-c", SLOW.format(root=str(ROOT)), *command(demo, out)[1:]]
+    process = subprocess.Popen(slow, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    if moment == "before the first checkpoint":
+        wait_for(lambda: seen(out, "training places"), process)
+    elif moment == "while a checkpoint is written":
+        wait_for(lambda: (out / "checkpoint.pt.part").exists() and (out / "checkpoint.pt").exists(), process)
+    else:
+        wait_for(lambda: seen(out, "epoch 2:"), process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (out / "weights.pt").exists()
+    again = subprocess.run(command(demo, out), capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert ("going on from epoch" in again.stdout) == (moment != "before the first checkpoint")
+    assert same(weights(whole), weights(out))
+    assert (out / "epochs.csv").read_text().count("\n") == 5 and not (out / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_and_says_how_to_go_on(demo, whole, tmp_path, number):
+    out = tmp_path / "run"
+    process = subprocess.Popen(command(demo, out), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: seen(out, "epoch 1:"), process)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and "the same command goes on from here" in stdout and "Traceback" not in stderr
+    again = subprocess.run(command(demo, out), capture_output=True, text=True)
+    assert again.returncode == 0 and "going on from epoch" in again.stdout, again.stderr
+    assert same(weights(whole), weights(out))
+
+
+def test_fresh_starts_over(demo, whole, tmp_path):
+    out = shutil.copytree(whole, tmp_path / "run")
+    done = subprocess.run(command(demo, out, "--fresh", "--margin", "0.7"), capture_output=True, text=True)
+    assert done.returncode == 0 and "going on" not in done.stdout
+    assert not same(weights(whole), weights(out))
+
+
+def test_a_loss_that_is_not_finite_names_itself_and_keeps_the_checkpoint(demo, tmp_path):
+    out = tmp_path / "run"
+    process = subprocess.Popen(command(demo, out), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: seen(out, "epoch 2:") and (out / "checkpoint.pt").exists(), process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    state = torch.load(out / "checkpoint.pt", weights_only=True)
+    state["model"]["embedding.0.weight"][0] = float("nan")
+    torch.save(state, out / "checkpoint.pt")
+    before = (out / "checkpoint.pt").read_bytes()
+    done = subprocess.run(command(demo, out), capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "the loss term triplet is nan in epoch" in done.stderr and f"step {state['step'] + 1}" in done.stderr
+    assert (out / "checkpoint.pt").read_bytes() == before
+
+
+def test_a_checkpoint_with_code_in_it_is_refused(demo, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (os.system, (f"touch {tmp_path / 'executed'}",))
+
+    out = tmp_path / "run"
+    done = subprocess.run(command(demo, out, "--epochs", "1"), capture_output=True, text=True)
+    assert done.returncode == 0
+    for name, call in (("checkpoint.pt", command(demo, out, "--epochs", "1")), ("weights.pt", [sys.executable, str(ROOT / "code/test.py"), "--run", str(out)])):
+        torch.save({"model": Evil()}, out / name)
+        (out / "metrics.json").unlink(missing_ok=True)
+        done = subprocess.run(call, capture_output=True, text=True)
+        assert done.returncode == 2 and name in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path):
+    """/dev/full behaves as a full disk does."""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    file = tmp_path / "checkpoint.pt"
+    files.write_tensors(file, {"a": torch.ones(3)})
+    os.symlink("/dev/full", f"{file}.part")
+    with pytest.raises(InputError, match="checkpoint.pt cannot be written .No space left on device.; what was there before is untouched"):
+        files.write_tensors(file, {"a": torch.zeros(3)})
+    assert torch.equal(files.load_tensors(file, "x")["a"], torch.ones(3))
+
+
+def test_a_results_folder_that_cannot_be_made(demo, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    done = script("code/train.py", "--data_path", demo, "--result_path", tmp_path / "file/run", *SMALL)
+    assert done.returncode == 2 and "cannot be made" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_out_of_memory_names_the_batch_size_to_try(monkeypatch, capsys):
+    def main():
+        errors.MEMORY_REMEDY[0] = "--batch_size 12"
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+
+    monkeypatch.setattr(errors, "MEMORY_REMEDY", ["?"])
+    with pytest.raises(SystemExit) as caught:
+        errors.run_script(main)
+    assert caught.value.code == 2 and "try --batch_size 12" in capsys.readouterr().err
