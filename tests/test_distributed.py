@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 
+import numpy
 import pytest
 import torch
 
@@ -66,11 +67,14 @@ def test_a_script_trains_on_two_processes_and_tests_alike(demo, tmp_path):
     assert done.stdout.count("epoch 1:") == 1 and "cpu x 2" in done.stdout, "one process speaks"
     assert (out / "epochs.csv").read_text().count("\n") == 3
     # In float32: in bf16 the rounding depends on how many images are embedded at once.
-    alone = script("code_Adv/test.py", "--run", out, "--amp", "off")
-    shared_out = torchrun(2, "--", "code_Adv/test.py", "--run", out, "--amp", "off")       # torchrun would take --run for its own
-    assert alone.returncode == shared_out.returncode == 0, shared_out.stderr
-    figures = [line for line in alone.stdout.splitlines() if line.startswith(("FC", "POOL5"))]
-    assert len(figures) == 2 and all(line in shared_out.stdout and line in done.stdout for line in figures)
+    embeddings = []
+    for call in (lambda *a: script(*a), lambda *a: torchrun(2, "--", *a)):     # without --, torchrun would take --run for its own
+        tested = call("code_Adv/test.py", "--run", out, "--amp", "off", "--save_embeddings")
+        assert tested.returncode == 0 and tested.stdout.count("FC: top-1") == 1, tested.stderr
+        embeddings.append({file.name: numpy.load(file) for file in (out / "embeddings").glob("*.npy")})
+    assert sorted(embeddings[0]) == ["opt_FC.npy", "opt_POOL5.npy", "sar_FC.npy", "sar_POOL5.npy"]
+    for name, array in embeddings[0].items():
+        assert array.shape == (12, 512) and numpy.allclose(array, embeddings[1][name], atol=1e-5)
 
 
 def test_a_batch_that_cannot_be_shared_is_an_error(demo, tmp_path):
