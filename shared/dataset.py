@@ -215,6 +215,14 @@ def _decode(files, images, sizes, workers, problems):
     return len(problems) == before
 
 
+def decode_images(files, img_size, workers):
+    """Decode any images to (N, S, S, 3) uint8. InputError that names every bad one."""
+    problems, images = [], np.empty((len(files), img_size, img_size, 3), np.uint8)
+    if not _decode(files, images, [None] * len(files), workers, problems):
+        raise InputError("\n  ".join([f"{len(problems)} image(s) cannot be used:"] + problems))
+    return torch.from_numpy(images)
+
+
 def resize(image, size):
     """(H, H, 3) uint8 -> (size, size, 3): by area when it shrinks, so that nothing aliases."""
     if image.shape[0] == size:

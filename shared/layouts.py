@@ -133,7 +133,10 @@ ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND\xaeB`\x82"}
 
 def _decode(file):
     """OpenCV's decoder: as fast as a file can be read, and it lets other threads work meanwhile."""
-    content = file.read_bytes()
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror})")
     if not content.rstrip(b"\0").endswith(ENDS.get(content[:2], b"")):
         raise InputError(f"{file}: cannot be decoded (the end of the file is missing)")
     array = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) if content else None

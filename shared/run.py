@@ -248,19 +248,25 @@ def test_run(args):
         print(format_metrics(metrics))
         write_text(args.run / "test.json", json.dumps({**metrics, "data_path": str(data_path)}, indent=1))
         if args.save_embeddings:
-            save_embeddings(args.run / "embeddings", query, pairs.sar_names, pairs.positions[pairs.sar_place] if pairs.positions is not None else None, "sar")
-            save_embeddings(args.run / "embeddings", gallery, pairs.names, pairs.positions, "opt")
+            save_embeddings(args.run / "embeddings", query, named_rows(pairs.sar_names, pairs.sar_place, pairs.positions), "sar")
+            save_embeddings(args.run / "embeddings", gallery, named_rows(pairs.names, slice(None), pairs.positions), "opt")
     distributed.wait()
     distributed.stop()
 
 
-def save_embeddings(folder, embeddings, names, positions, modality):
-    """Write FC and POOL5 embeddings as folder/MODALITY_FC.npy and so on, (N, D) float32, and their names and positions."""
+def named_rows(names, places, positions):
+    """[{"name", "x_m", "y_m"}], the positions where they are known. positions: (P, 2), or None."""
+    if positions is None:
+        return [{"name": name} for name in names]
+    return [{"name": name, "x_m": x, "y_m": y} for name, (x, y) in zip(names, positions[places].tolist())]
+
+
+def save_embeddings(folder, embeddings, rows, modality):
+    """Write FC and POOL5 embeddings as folder/MODALITY_FC.npy and so on, (N, D) float32, and rows (name and more) as MODALITY.csv."""
     folder.mkdir(parents=True, exist_ok=True)
     for feature, array in embeddings.items():
         content = io.BytesIO()
         np.save(content, array.numpy())
         write_bytes(folder / f"{modality}_{feature}.npy", content.getbuffer())
-    rows = [{"name": name, **({} if positions is None else {"x_m": positions[i, 0].item(), "y_m": positions[i, 1].item()})} for i, name in enumerate(names)]
-    write_rows(folder / f"{modality}.csv", ("name",) if positions is None else ("name", "x_m", "y_m"), rows)
-    print(f"{len(names)} embeddings in {folder}/{modality}_*.npy")
+    write_rows(folder / f"{modality}.csv", list(dict.fromkeys(name for row in rows for name in row)), rows)
+    print(f"{len(rows)} embeddings in {folder}/{modality}_*.npy")
