@@ -37,7 +37,7 @@ if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; th
   PROFILE=()
 else
   PROFILE=(--arch resnet18 --img_size 96 --init none --schedule cosine --lr 0.1 --lr_head 0.1 --batch_size 48 --epochs 20)
-  [ "$NAME" != demo ] || PROFILE+=(--batch_size 24 --epochs 8)
+  [ "$NAME" != demo ] || PROFILE+=(--batch_size 24 --epochs 6)
 fi
 [ -z "${EPOCHS:-}" ] || PROFILE+=(--epochs "$EPOCHS")
 echo "data: $DATA_PATH   seeds: $SEEDS   profile: ${PROFILE[*]:-the author\'s recipe}"

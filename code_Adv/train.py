@@ -28,7 +28,7 @@ def train():
     kinds = 4 if auxiliary else 2
     run = Run(args)
 
-    pairs, evaluation = load_data(args.data_path, args.img_size, args.workers, args.validate, args.store)
+    pairs, evaluation = load_data(args)
     steps = steps_per_epoch(pairs, args.batch_size)
     run.log(describe(pairs, evaluation))
 

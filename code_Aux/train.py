@@ -27,7 +27,7 @@ def train():
         args.channel_exchange = True
     run = Run(args)
 
-    pairs, evaluation = load_data(args.data_path, args.img_size, args.workers, args.validate, args.store)
+    pairs, evaluation = load_data(args)
     steps = steps_per_epoch(pairs, args.batch_size)
     run.log(describe(pairs, evaluation))
 

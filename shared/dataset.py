@@ -12,6 +12,7 @@ from shared import distributed
 from shared.errors import InputError
 from shared.image_store import keep_images
 from shared.layouts import list_split, read_image, read_leave_out, read_pairs_csv
+from shared.windows import Windows, load_windows
 
 
 @dataclass
@@ -39,6 +40,16 @@ class Pairs:
         """Places without a SAR image: part of the gallery, never the truth."""
         return len(self) - len(self.sar_place.unique())
 
+    def draw(self, places, generator):
+        """(opt, sar) of these places, each (B, S, S, 3) uint8: of several strips one is drawn, and half of the pairs are flipped left to right."""
+        by_place = torch.argsort(self.sar_place, stable=True)
+        strips = torch.bincount(self.sar_place, minlength=len(self))
+        first = strips.cumsum(0) - strips
+        strip = (torch.rand(len(places), generator=generator) * strips[places]).long()
+        flipped = (torch.rand(len(places), generator=generator) < 0.5).view(-1, 1, 1, 1)
+        images = self.opt[places], self.sar[by_place[first[places] + strip]]
+        return tuple(torch.where(flipped, x.flip(2), x) for x in images)
+
     def subset(self, places):
         """The same split with these places only. places: sorted (Q) int64."""
         kept = torch.isin(self.sar_place, places)
@@ -49,16 +60,22 @@ class Pairs:
                        positions=None if self.positions is None else self.positions[places])
 
 
-def load_data(data_path, img_size, workers, validate=0.0, store="auto"):
-    """Read a data set: the training pairs and those to evaluate on.
+def load_data(args):
+    """Read the data set that the arguments name: what to train on (Pairs or Windows), and the Pairs to evaluate on.
 
-    validate: 0 evaluates on the test split. Above 0, that share of the training split's tiles is held
+    --validate 0 evaluates on the test split. Above 0, that share of the training split's tiles is held
     out and evaluated on instead, and the test split is not read: this is where choices are made.
+    --windows trains on windows of the training tiles instead of the crops.
     Raises InputError that names every bad file of both splits.
     """
-    if validate:
-        return hold_out(*load_splits(data_path, ("train",), img_size, workers, store), validate)
-    return load_splits(data_path, ("train", "test"), img_size, workers, store)
+    splits = ("train",) if args.validate else ("train", "test")
+    pairs = load_splits(args.data_path, splits, args.img_size, args.workers, args.store)
+    train, evaluation = hold_out(*pairs, args.validate) if args.validate else pairs
+    if args.windows:
+        root = find_data(args.data_path)
+        crop = len(read_image(next(iter(list_split(root, "train", []).opt.values()))))
+        train = load_windows(root, train, crop, args.img_size, args.workers, args.batch_size)
+    return train, evaluation
 
 
 def load_splits(data_path, splits, img_size, workers, store="auto"):
@@ -93,13 +110,14 @@ def hold_out(pairs, share):
         raise InputError(f"--validate {share}: {len(tiles)} tiles cannot be split so; choose a share between 0 and 1")
     held = {tiles[int((i + 0.5) * len(tiles) / count)] for i in range(count)}
     mask = torch.tensor([tile in held for tile in pairs.tiles])
-    return pairs.subset((~mask).nonzero().flatten()), pairs.subset(mask.nonzero().flatten())
+    return pairs.subset((~mask).nonzero().flatten()), replace(pairs.subset(mask.nonzero().flatten()), left_out=0)
 
 
 def describe(pairs, evaluation):
     """One line for the log: what is trained and evaluated on."""
     left_out = pairs.left_out + evaluation.left_out
-    return (f"{len(pairs)} training places; {describe_gallery(evaluation)}" + (f"; leave_out.csv leaves out {left_out}" if left_out else ""))
+    windows = f", windows of {len(pairs.sizes)} tiles" if isinstance(pairs, Windows) else ""
+    return (f"{len(pairs)} training places{windows}; {describe_gallery(evaluation)}" + (f"; leave_out.csv leaves out {left_out}" if left_out else ""))
 
 
 def describe_gallery(pairs):
@@ -118,28 +136,23 @@ def steps_per_epoch(pairs, batch_size):
 def draw_batches(pairs, batch_size, seed, epoch, first_step, device, generator):
     """Yield an epoch's batches (opt, sar), each (B, 3, S, S) float32 in [0, 1] on the device.
 
-    No place comes twice in an epoch. Of several SAR strips one is drawn. Both images of a pair are
-    flipped left to right together, half of the time. Everything drawn depends on (seed, epoch, step)
+    pairs: Pairs, of which no place comes twice in an epoch; or Windows. Everything drawn depends on (seed, epoch, step)
     alone: `generator` (a CPU torch.Generator) is seeded with them before each step, and later draws of
     the step, such as the channel exchange's, continue it. Of several processes each gets its share of the
     same batch, and its own later draws.
     """
     generator.manual_seed(_seed(seed, epoch))
     order = torch.randperm(len(pairs), generator=generator)
-    by_place = torch.argsort(pairs.sar_place, stable=True)
-    strips = torch.bincount(pairs.sar_place, minlength=len(pairs))
-    first = strips.cumsum(0) - strips
     mine = distributed.share(batch_size)
     for step in range(first_step, steps_per_epoch(pairs, batch_size)):
         generator.manual_seed(_seed(seed, epoch, step))
-        places = order[step * batch_size:(step + 1) * batch_size]
-        strip = (torch.rand(batch_size, generator=generator) * strips[places]).long()
-        flipped = torch.rand(batch_size, generator=generator) < 0.5
+        if isinstance(pairs, Windows):
+            batch = pairs.draw(batch_size, generator)
+        else:
+            batch = pairs.draw(order[step * batch_size:(step + 1) * batch_size], generator)
         if distributed.rank() > 0:
             generator.manual_seed(_seed(seed, epoch, step, distributed.rank()))
-        places, strip, flipped = places[mine], strip[mine], flipped[mine].view(-1, 1, 1, 1).to(device)
-        images = [to_float(pairs.opt[places], device), to_float(pairs.sar[by_place[first[places] + strip]], device)]
-        yield tuple(torch.where(flipped, x.flip(3), x) for x in images)
+        yield tuple(to_float(images[mine], device) for images in batch)
 
 
 def to_float(images, device):
@@ -164,6 +177,8 @@ def _read_split(root, split, img_size, workers, store, problems):
         seen = {place for place, _ in sar.values()}
         problems.extend(f"{image}: there is no SAR image of this place" for place, image in opt.items() if place not in seen)
 
+    if left_out and not sar:
+        problems.append(f"{root / split}: no pair is left of what leave_out.csv leaves out")
     names, sar_names = sorted(opt), sorted(sar)
     decoded = {}
     for modality, images in (("opt", [opt[name] for name in names]), ("sar", [sar[name][1] for name in sar_names])):

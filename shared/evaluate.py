@@ -5,6 +5,7 @@ from tqdm import tqdm
 
 from shared import distributed
 from shared.dataset import to_float
+from shared.errors import InputError
 
 TOPS = (1, 5, 10, 20)
 FEATURES = ("FC", "POOL5")
@@ -184,12 +185,15 @@ def evaluate(query, gallery, pairs, device):
     """Metrics on a split, every SAR image a query, every place in the gallery. query, gallery: as embed_pairs gives them.
 
     Returns {"FC": metrics, "POOL5": metrics}, each as retrieval_metrics gives it, and where positions are known
-    {"distance": {"FC": ..., "POOL5": ...}}, each as answer_distances gives it.
+    {"distance": {"FC": ..., "POOL5": ...}}, each as answer_distances gives it. InputError where an embedding is NaN.
     """
     metrics, distance = {}, {}
     for name in FEATURES:
         q, g = query[name].to(device), gallery[name].to(device)
-        metrics[name] = retrieval_metrics(q, g, pairs.sar_place.to(device), torch.arange(len(pairs), device=device))
+        try:
+            metrics[name] = retrieval_metrics(q, g, pairs.sar_place.to(device), torch.arange(len(pairs), device=device))
+        except ValueError as error:                                   # the network gives NaN: nothing was scored
+            raise InputError(f"the {name} vectors cannot be evaluated ({error}): try a lower --lr, or --amp off")
         if pairs.positions is not None:
             distance[name] = answer_distances(first_answers(q, g)[1][:, 0].cpu(), pairs.sar_place, pairs.positions)
     return {**metrics, "distance": distance} if distance else metrics

@@ -51,7 +51,7 @@ class TensorRow:
 
 def read_folders(root, split, problems):
     """DATA/{train,test}/{opt,sar}/NAME.png|jpg|tif; NAME__STRIP where several SAR strips saw a place."""
-    opt, sar = (_images(root / split / modality, problems) for modality in ("opt", "sar"))
+    opt, sar = (list_images(root / split / modality, problems) for modality in ("opt", "sar"))
     return Listing(opt, {name: (name if name in opt else name.rpartition("__")[0] or name, file) for name, file in sar.items()})
 
 
@@ -120,11 +120,16 @@ def list_split(root, split, problems):
 
 
 def read_image(image):
-    """Decode a Path or a TensorRow to (H, W, 3) uint8 RGB; one channel is repeated. InputError where that fails."""
-    array = image.read() if isinstance(image, TensorRow) else _decode(image)
+    """Decode a Path or a TensorRow to (H, H, 3) uint8 RGB; one channel is repeated. InputError where that fails, or it is not square."""
+    array = read_any_image(image)
     if array.shape[0] != array.shape[1]:
         raise InputError(f"{image}: {array.shape[1]} x {array.shape[0]} px; crop it to a square")
     return array
+
+
+def read_any_image(image):
+    """The same for an image of any shape, (H, W, 3)."""
+    return image.read() if isinstance(image, TensorRow) else _decode(image)
 
 
 # How a whole file ends. Some decoders fill up what is missing of half a file, without a word.
@@ -168,7 +173,7 @@ def _read_csv(file, split):
         return {row["id"]: row for row in rows if row["split"] == split}
 
 
-def _images(folder, problems):
+def list_images(folder, problems):
     """The images of a folder by name, without the suffix."""
     if not folder.is_dir():
         problems.append(f"{folder}: there is no such folder")

@@ -16,6 +16,7 @@ def training(description, pseudo_modal=False, adversarial=False):
     data.add_argument("--data_path", required=True, help="the data set's folder, looked up here, then under the home directory")
     data.add_argument("--img_size", type=_positive, default=200, help="images are resized to this many pixels")
     data.add_argument("--no_normalize", action="store_true", help="leave out ImageNet's mean and standard deviation")
+    data.add_argument("--windows", action="store_true", help="train on windows drawn anywhere in DATA/train_tiles, at any of the eight symmetries")
     data.add_argument("--validate", type=_share, default=0.0, metavar="SHARE",
                       help="hold out this share of the training tiles and evaluate on them, never on the test split: for making choices")
 

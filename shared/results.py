@@ -74,9 +74,20 @@ def markdown(rows, authors):
     return "\n".join(lines) + "\n" + (AUTHORS_NOTES if authors else "")
 
 
+def recipes(folder):
+    """One line on how the runs of a folder were trained, or several where they differ."""
+    lines = set()
+    for file in folder.glob("*/seed*/metrics.json"):
+        args = json.loads((file.parent / "args.json").read_text())
+        lines.add("{arch}, {img_size} px, init {init}, {epochs} epochs, {batch_size} pairs, {optim}, {schedule} schedule, learning rates {lr} and {lr_head}".format(**args))
+    return sorted(lines)
+
+
 def write_table(folder, first=()):
     rows = collect(folder, first)
-    text = markdown(rows, folder.resolve().name == AUTHORS_DATA_SET)
+    text = markdown(rows, folder.resolve().name == AUTHORS_DATA_SET) + "\n" + "\n".join(f"Ours: {line}." for line in recipes(folder))
+    if folder.resolve().name == "demo":
+        text += "\nDemo pairs: a check that everything works, no result of the method."
     rounded = [{name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()} for row in rows]
     write_rows(folder / "table.csv", COLUMNS, rounded)
     write_text(folder / "table.md", text)

@@ -73,15 +73,15 @@ class Run:
         if file.is_file():
             theirs = json.loads(file.read_text())
             differing = [f"{name} {theirs.get(name)} there, {value} here" for name, value in settings.items() if theirs.get(name) != value]
-            if differing:
+            begun = any((self.folder / name).is_file() for name in ("checkpoint.pt", "weights.pt"))
+            if differing and begun:
                 raise InputError(f"{self.folder} holds a run with other arguments ({'; '.join(differing)}): "
                                  "give another --result_path, or --fresh to start over")
-        else:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise InputError(f"--result_path {self.folder} cannot be made ({error.strerror}): give another")
-            write_text(file, json.dumps({**settings, "data_path": str(self.args.data_path)}, indent=1))
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--result_path {self.folder} cannot be made ({error.strerror}): give another")
+        write_text(file, json.dumps({**settings, "data_path": str(self.args.data_path)}, indent=1))
         if (self.folder / "metrics.json").is_file():
             metrics = json.loads((self.folder / "metrics.json").read_text())
             print(f"{self.folder} is finished (--fresh starts over):\n{format_metrics(metrics)}")
@@ -105,11 +105,14 @@ class Run:
         file = self.folder / "checkpoint.pt"
         if file.is_file():
             state = load_tensors(file, "checkpoint")
-            for name, part in self.parts.items():
-                part.load_state_dict(state[name])
-            torch.set_rng_state(state["random"])
-            self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
-            self.history, self.terms = state["history"], state["terms"]
+            try:
+                for name, part in self.parts.items():
+                    part.load_state_dict(state[name])
+                torch.set_rng_state(state["random"])
+                self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
+                self.history, self.terms = state["history"], state["terms"]
+            except (KeyError, TypeError, ValueError, RuntimeError) as error:
+                raise InputError(f"{file} does not fit this run ({str(error).splitlines()[0]}): --fresh starts over")
             self.log(f"going on from epoch {self.epoch + 1}, step {self.step + 1}")
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop_soon)
@@ -118,6 +121,7 @@ class Run:
 
     def _stop_soon(self, number, frame):
         self.stopping = True
+        signal.signal(number, signal.SIG_DFL)                         # a second one ends the run at once
 
     def save(self):
         if not self.main:
@@ -224,10 +228,13 @@ def load_model(folder, device):
         state = "an unfinished run: the command that began it goes on" if (folder / "args.json").is_file() else "no run"
         raise InputError(f"--run {folder} holds {state}")
     saved = load_tensors(folder / "weights.pt", "--run")
-    model = PseudoSiamese(saved["arch"], saved["specify_num"], normalize=saved["normalize"])
+    try:
+        model = PseudoSiamese(saved["arch"], saved["specify_num"], normalize=saved["normalize"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder / 'weights.pt'} is not what a run writes ({error!r})")
     try:
         model.load_state_dict(saved["model"])
-    except RuntimeError:
+    except (KeyError, RuntimeError):
         raise InputError(f"{folder / 'weights.pt'} does not hold a {saved['arch']} with specify_num {saved['specify_num']}")
     return model.to(device, memory_format=torch.channels_last), saved["img_size"]
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from conftest import script
-from shared.dataset import load_data
+from shared.dataset import load_splits
 
 
 def check(data, out, *flags):
@@ -106,7 +106,7 @@ def test_leaving_out_mends_the_data_without_touching_images(data, tmp_path):
     assert {f: f.read_bytes() for f in data.rglob("*.png")} == before
     again = check(data, tmp_path / "out")
     assert again.returncode == 0 and section(again.stdout, "unreadable files") == [] == section(again.stdout, "missing partners")
-    train, test = load_data(data, 16, 2)
+    train, test = load_splits(data, ("train", "test"), 16, 2)
     assert {"0001", "0002", "0007", "copy_a"} & set(train.names) == set() and len(train) == 21
     assert "copy_b" in test.names, "the test split stays as it is"
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from shared.dataset import describe, draw_batches, find_data, load_data, load_splits, steps_per_epoch
+from shared.dataset import describe, draw_batches, find_data, hold_out, load_splits, steps_per_epoch
 from shared.errors import InputError
 
 
@@ -28,7 +28,7 @@ def make_data(folder, train=6, test=4, size=20, seed=0):
 
 def test_pairs_are_what_the_files_hold(tmp_path):
     data = make_data(tmp_path / "d")
-    train, test = load_data(data, 20, 2)
+    train, test = load_splits(data, ("train", "test"), 20, 2)
     assert len(train) == 6 and len(test) == 4 and test.distractors == 0
     assert train.names == [f"p{i:02d}" for i in range(6)]
     assert torch.equal(train.opt[3], torch.from_numpy(np.array(Image.open(data / "train/opt/p03.png"))))
@@ -42,21 +42,21 @@ def test_one_channel_is_repeated_and_jpeg_and_tiff_are_read(tmp_path):
     save(data / "train/sar/p00.tif", grey)
     (data / "train/opt/p01.png").unlink()
     save(data / "train/opt/p01.jpg", np.full((20, 20, 3), 77, np.uint8))
-    train, _ = load_data(data, 20, 1)
+    train, _ = load_splits(data, ("train", "test"), 20, 1)
     assert torch.equal(train.sar[0], torch.from_numpy(grey).unsqueeze(-1).expand(20, 20, 3))
     assert (train.opt[1] == 77).all()
 
 
 def test_images_shrink_by_area(tmp_path):
     data = make_data(tmp_path / "d")
-    train, _ = load_data(data, 10, 1)
+    train, _ = load_splits(data, ("train", "test"), 10, 1)
     whole = np.array(Image.open(data / "train/opt/p00.png")).astype(float)
     assert np.abs(train.opt[0].numpy() - whole.reshape(10, 2, 10, 2, 3).mean((1, 3))).max() <= 0.5
 
 
 def test_workers_change_nothing(tmp_path):
     data = make_data(tmp_path / "d")
-    one, four = load_data(data, 16, 1)[0], load_data(data, 16, 4)[0]
+    one, four = load_splits(data, ("train", "test"), 16, 1)[0], load_splits(data, ("train", "test"), 16, 4)[0]
     assert torch.equal(one.opt, four.opt) and torch.equal(one.sar, four.sar)
 
 
@@ -65,7 +65,7 @@ def test_several_strips_of_a_place_and_distractors(tmp_path):
     shutil.move(data / "test/sar/p00.png", data / "test/sar/p00__a.png")
     shutil.copy(data / "test/sar/p00__a.png", data / "test/sar/p00__b.png")
     (data / "test/sar/p02.png").unlink()
-    _, test = load_data(data, 20, 2)
+    _, test = load_splits(data, ("train", "test"), 20, 2)
     assert test.sar_names == ["p00__a", "p00__b", "p01", "p03"]
     assert test.sar_place.tolist() == [0, 0, 1, 3]
     assert len(test) == 4 and test.distractors == 1
@@ -83,7 +83,7 @@ def test_every_bad_file_is_named_at_once(tmp_path):
     save(data / "train/opt/p05.jpg", np.zeros((20, 20, 3), np.uint8))            # the name twice
     save(data / "test/opt/p03.png", np.zeros((20, 20), np.uint16))               # 16 bits
     with pytest.raises(InputError) as caught:
-        load_data(data, 20, 2)
+        load_splits(data, ("train", "test"), 20, 2)
     text = str(caught.value)
     assert "8 problem(s)" in text
     for words in ("train/opt/p00.png: there is no SAR image of this place", "test/sar/p99.png: there is no optical image of this place", "train/opt/p01.png: cannot be decoded",
@@ -108,10 +108,10 @@ def test_missing_and_empty_folders(tmp_path):
     for file in (data / "test/sar").iterdir():
         file.unlink()
     with pytest.raises(InputError, match="test/sar: there is no image"):
-        load_data(data, 20, 1)
+        load_splits(data, ("train", "test"), 20, 1)
     shutil.rmtree(data / "test")
     with pytest.raises(InputError, match="test/opt: there is no such folder"):
-        load_data(data, 20, 1)
+        load_splits(data, ("train", "test"), 20, 1)
 
 
 def test_the_home_directory_is_searched(tmp_path, monkeypatch):
@@ -126,7 +126,7 @@ def batches(pairs, batch_size, seed, epoch, first_step=0):
 
 
 def test_a_batch_holds_pairs_and_no_place_twice(tmp_path):
-    train, _ = load_data(make_data(tmp_path / "d", train=11), 20, 1)
+    train, _ = load_splits(make_data(tmp_path / "d", train=11), ("train", "test"), 20, 1)
     plain = train.opt.permute(0, 3, 1, 2).float() / 255
     seen, flips = [], 0
     for opt, sar in batches(train, 4, 0, 0):
@@ -142,7 +142,7 @@ def test_a_batch_holds_pairs_and_no_place_twice(tmp_path):
 
 
 def test_batches_depend_on_seed_epoch_and_step_alone(tmp_path):
-    train, _ = load_data(make_data(tmp_path / "d", train=12), 8, 1)
+    train, _ = load_splits(make_data(tmp_path / "d", train=12), ("train", "test"), 8, 1)
     first = batches(train, 4, seed=1, epoch=2)
     assert all(torch.equal(a[0], b[0]) for a, b in zip(first, batches(train, 4, 1, 2)))
     assert torch.equal(first[2][0], batches(train, 4, 1, 2, first_step=2)[0][0]), "an epoch can be entered in the middle"
@@ -156,7 +156,7 @@ def test_all_strips_are_drawn(tmp_path):
     (data / "train/sar/p00.png").unlink()
     for i, level in enumerate((0, 100, 200)):
         image.point(lambda value: level).save(data / f"train/sar/p00__{i}.png")
-    train, _ = load_data(data, 8, 1)
+    train, _ = load_splits(data, ("train", "test"), 8, 1)
     plain = (train.opt[0].permute(2, 0, 1).float() / 255)
     drawn = set()
     for epoch in range(30):
@@ -167,7 +167,7 @@ def test_all_strips_are_drawn(tmp_path):
 
 
 def test_batch_size_must_fit(tmp_path):
-    train, _ = load_data(make_data(tmp_path / "d"), 8, 1)
+    train, _ = load_splits(make_data(tmp_path / "d"), ("train", "test"), 8, 1)
     assert steps_per_epoch(train, 4) == 1
     with pytest.raises(InputError, match="choose 2 to 6"):
         steps_per_epoch(train, 7)
@@ -178,7 +178,7 @@ def test_held_out_tiles_are_whole(tmp_path):
     rows = [f"train,p{i:02d},tile{i // 3}" for i in range(12)]
     (data / "pairs.csv").write_text("split,id,tile\n" + "\n".join(rows) + "\n")
     shutil.rmtree(data / "test")                                  # not read when choices are made
-    kept, held = load_data(data, 8, 1, validate=0.25)
+    kept, held = hold_out(*load_splits(data, ("train",), 8, 1), 0.25)
     assert len(held) == 3 and len(set(held.tiles)) == 1 and len(kept) == 9
     assert not set(kept.tiles) & set(held.tiles) and not set(kept.names) & set(held.names)
     assert torch.equal(held.opt, held.sar[held.sar_place.argsort()]), "pairs stay pairs"
@@ -188,7 +188,7 @@ def test_what_leave_out_csv_names_is_left_out(tmp_path):
     data = make_data(tmp_path / "d")
     shutil.copy(data / "test/sar/p01.png", data / "test/sar/p01__b.png")
     (data / "leave_out.csv").write_text("split,id,reason\ntrain,p02,a copy\ntest,p01__b,damaged\ntest,p00,in train\n")
-    train, test = load_data(data, 8, 1)
+    train, test = load_splits(data, ("train", "test"), 8, 1)
     assert "p02" not in train.names and len(train) == len(train.sar) == 5
     assert test.names == ["p01", "p02", "p03"] and test.sar_names == ["p01", "p02", "p03"]
     assert "leave_out.csv leaves out 3" in describe(train, test)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from shared.dataset import load_data
+from shared.dataset import load_splits
 from shared.device import autocast
 from shared.errors import InputError
 from shared.evaluate import embed_pairs, evaluate
@@ -56,7 +56,7 @@ def test_all_layouts_give_the_same_metrics(layouts):
     model = PseudoSiamese("resnet18").eval()
     found = {}
     for name, root in layouts.items():
-        train, test = load_data(root, 48, 2)
+        train, test = load_splits(root, ("train", "test"), 48, 2)
         assert len(train) == 24 and len(test) == 12
         cpu = torch.device("cpu")
         metrics = evaluate(*embed_pairs(model, test, cpu, autocast(cpu, "off")), test, cpu)
@@ -69,7 +69,7 @@ def test_cmpc_several_sar_files_of_one_id(layouts, tmp_path):
     root = shutil.copytree(layouts["SN6-CMPC"], tmp_path / "cmpc")
     note = json.loads((root / "test/annotations/sar/003.json").read_text())
     (root / "test/annotations/sar/003b.json").write_text(json.dumps({**note, "file_path": "sar_004.png"}))
-    _, test = load_data(root, 16, 2)
+    _, test = load_splits(root, ("train", "test"), 16, 2)
     assert test.sar_place.bincount()[test.names.index("3")] == 2 and len(test.sar) == 13
     assert test.positions[test.names.index("11")].tolist() == [1100.0, 5.0]
 
@@ -81,7 +81,7 @@ def test_cmpc_faults_are_named(layouts, tmp_path):
     note = (root / "test/annotations/opt/000.json").read_text()
     (root / "test/annotations/opt/001.json").write_text(note)
     with pytest.raises(InputError) as caught:
-        load_data(root, 16, 2)
+        load_splits(root, ("train", "test"), 16, 2)
     text = str(caught.value)
     assert "000.json: not an annotation" in text and "sar_001.png, which is not there" in text and "has the same id 0" in text
 
@@ -93,7 +93,7 @@ def test_tensor_faults_are_named(layouts, tmp_path):
     torch.save(torch.zeros(4, 8, 8), root / "opt_ori_test.pt")
     (root / "sar_ori_test.pt").unlink()
     with pytest.raises(InputError) as caught:
-        load_data(root, 16, 2)
+        load_splits(root, ("train", "test"), 16, 2)
     text = str(caught.value)
     for words in ("opt_ori_train.pt: values from -", "sar_ori_train.pt cannot be read as tensors", "opt_ori_test.pt: (4, 8, 8); expected", "there is no file"):
         assert words in text, text
@@ -102,8 +102,8 @@ def test_tensor_faults_are_named(layouts, tmp_path):
 def test_positions_come_from_pairs_csv(demo, tmp_path):
     root = shutil.copytree(demo, tmp_path / "demo")
     (root / "pairs.csv").write_text("split,id,region,x_m,y_m\ntest,0003,north,10.5,-2\ntest,0004,north,,\n")
-    _, test = load_data(root, 16, 2)
+    _, test = load_splits(root, ("train", "test"), 16, 2)
     assert test.positions[3].tolist() == [10.5, -2] and test.positions[4].isnan().all()
     (root / "pairs.csv").write_text("name\n0003\n")
     with pytest.raises(InputError, match="columns split and id"):
-        load_data(root, 16, 2)
+        load_splits(root, ("train", "test"), 16, 2)

@@ -62,6 +62,8 @@ def finished(folder, row, seed, top1, evaluated_on="test"):
     (folder / row / f"seed{seed}").mkdir(parents=True)
     (folder / row / f"seed{seed}" / "metrics.json").write_text(
         json.dumps({"FC": metrics, "POOL5": metrics, "seconds": 100.0 + seed, "evaluated_on": evaluated_on}))
+    recipe = dict(arch="resnet18", img_size=96, init="none", epochs=20, batch_size=48, optim="sgd", schedule="cosine", lr=0.1, lr_head=0.1)
+    (folder / row / f"seed{seed}" / "args.json").write_text(json.dumps(recipe))
 
 
 def test_the_tables_figures(tmp_path):
@@ -83,6 +85,7 @@ def test_the_authors_figures_stand_beside_ours_only_on_the_authors_data(tmp_path
     assert AUTHOR["triplet"] in (tmp_path / "SN6align200/table.md").read_text()
     assert "a slip" in (tmp_path / "SN6align200/table.md").read_text()
     assert "73.22" not in (tmp_path / "other/table.md").read_text()
+    assert "Ours: resnet18, 96 px, init none, 20 epochs, 48 pairs" in (tmp_path / "other/table.md").read_text()
 
 
 def test_an_empty_folder_is_an_error(tmp_path):

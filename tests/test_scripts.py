@@ -104,6 +104,12 @@ def test_bad_flags_end_with_one_sentence_and_status_2(demo, tmp_path, flags, wor
     assert "epoch 1" not in done.stdout
 
 
+def test_a_mistake_does_not_take_the_folder(demo, tmp_path):
+    wrong = script("code/train.py", "--data_path", demo, "--result_path", tmp_path / "run", *SMALL, "--batch_size", "25")
+    assert wrong.returncode == 2
+    train("code", demo, tmp_path / "run", "--epochs", "1")
+
+
 def test_a_run_that_is_none_or_of_another_architecture(demo, baseline, tmp_path):
     nothing = script("code/test.py", "--run", tmp_path)
     assert nothing.returncode == 2 and "holds no run" in nothing.stderr
@@ -112,6 +118,18 @@ def test_a_run_that_is_none_or_of_another_architecture(demo, baseline, tmp_path)
     shutil.copy(baseline / "args.json", tmp_path)
     other = script("code/test.py", "--run", tmp_path)
     assert other.returncode == 2 and "does not hold a resnet34" in other.stderr
+    torch.save(saved["model"], tmp_path / "weights.pt")
+    strange = script("code/test.py", "--run", tmp_path)
+    assert strange.returncode == 2 and "is not what a run writes" in strange.stderr and "Traceback" not in strange.stderr
+
+
+def test_a_network_that_gives_nan_is_an_error_not_a_score(demo, baseline, tmp_path):
+    out = shutil.copytree(baseline, tmp_path / "run")
+    saved = torch.load(out / "weights.pt", weights_only=True)
+    saved["model"]["embedding.1.running_var"][0] = float("nan")
+    torch.save(saved, out / "weights.pt")
+    done = script("code/test.py", "--run", out)
+    assert done.returncode == 2 and "FC vectors cannot be evaluated (12 of 12 query embeddings hold NaN" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_pythons_own_code_module_stays_importable():
