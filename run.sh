@@ -14,9 +14,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 source shared/setup.sh requirements.txt
 
 # The data --------------------------------------------------------------------------------------------------
+has_data() { [ -d "$1/train" ] || [ -f "$1/opt_ori_train.pt" ]; }       # the folder itself holds a prepare script
 if [ -z "${DATA_PATH:-}" ]; then
   DATA_PATH=data/SN6align200
-  if [ ! -d "$DATA_PATH" ] && [ ! -d "$HOME/$DATA_PATH" ]; then
+  if ! has_data "$DATA_PATH" && ! has_data "$HOME/$DATA_PATH"; then
     DATA_PATH=data/demo
     [ -f data/demo/pairs.csv ] || "$PYTHON" data/demo/prepare.py
     echo "no data set found: these are the demo pairs, a check that everything works and no result"

@@ -46,6 +46,13 @@ def test_a_copied_folder_and_one_line_make_a_new_row(checkout, demo):
     assert again.returncode == 0 and again.stdout.count("is finished") == 4, "finished rows are not trained again"
 
 
+def test_without_a_data_set_it_makes_the_demo_pairs(checkout, tmp_path):
+    done = run_sh(checkout, EPOCHS="1", ROWS="triplet", HOME=str(tmp_path))
+    assert done.returncode == 0 and "these are the demo pairs" in done.stdout, done.stdout + done.stderr
+    assert "192 training places; 96 queries" in done.stdout
+    assert "Demo pairs: a check that everything works, no result of the method." in (checkout / "results/demo/table.md").read_text()
+
+
 def test_an_unknown_row_is_an_error_before_any_training(checkout, demo):
     done = run_sh(checkout, DATA_PATH=str(demo), ROWS="triplet triplet+magic")
     assert done.returncode == 2 and "ROWS names triplet+magic" in done.stderr and "==" not in done.stdout
