@@ -91,12 +91,15 @@ def load_splits(data_path, splits, img_size, workers, store="auto"):
 
 
 def find_data(data_path):
-    """The data set's folder: as given, else under the home directory. InputError where there is none."""
-    for root in (Path(data_path).expanduser(), Path.home() / data_path):
-        if root.is_dir():
-            return root
-    raise InputError(f"--data_path {data_path}: there is no such folder here or under the home directory; "
-                     "python data/demo/prepare.py makes pairs to try with")
+    """The data set's folder: as given, else under the home directory. InputError where there is none.
+
+    A folder without data, such as data/SN6align200 with its prepare script alone, gives way to one that has some.
+    """
+    roots = [root for root in (Path(data_path).expanduser(), Path.home() / data_path) if root.is_dir()]
+    if not roots:
+        raise InputError(f"--data_path {data_path}: there is no such folder here or under the home directory; "
+                         "python data/demo/prepare.py makes pairs to try with")
+    return next((root for root in roots if any((root / name).exists() for name in ("train", "test", "opt_ori_train.pt", "opt_ori_test.pt"))), roots[0])
 
 
 def hold_out(pairs, share):

@@ -119,6 +119,11 @@ def test_the_home_directory_is_searched(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     assert find_data("data/set") == tmp_path / "home/data/set"
+    (tmp_path / "data/set").mkdir(parents=True)
+    (tmp_path / "data/set/prepare.py").write_text("")
+    assert find_data("data/set") == tmp_path / "home/data/set", "a folder with a prepare script alone gives way"
+    make_data(tmp_path / "data/set")
+    assert find_data("data/set").resolve() == tmp_path / "data/set"
 
 
 def batches(pairs, batch_size, seed, epoch, first_step=0):
