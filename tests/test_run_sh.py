@@ -47,6 +47,7 @@ def test_a_copied_folder_and_one_line_make_a_new_row(checkout, demo):
 
 
 def test_without_a_data_set_it_makes_the_demo_pairs(checkout, tmp_path):
+    shutil.rmtree(checkout / "results", ignore_errors=True)
     done = run_sh(checkout, EPOCHS="1", ROWS="triplet", HOME=str(tmp_path))
     assert done.returncode == 0 and "these are the demo pairs" in done.stdout, done.stdout + done.stderr
     assert "192 training places; 96 queries" in done.stdout
