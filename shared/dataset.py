@@ -2,6 +2,7 @@
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import cv2
@@ -40,11 +41,15 @@ class Pairs:
         """Places without a SAR image: part of the gallery, never the truth."""
         return len(self) - len(self.sar_place.unique())
 
+    @cached_property
+    def _strips(self):
+        """SAR rows sorted by place, how many each place has, and where they begin: sorted once, not at every step."""
+        strips = torch.bincount(self.sar_place, minlength=len(self))
+        return torch.argsort(self.sar_place, stable=True), strips, strips.cumsum(0) - strips
+
     def draw(self, places, generator):
         """(opt, sar) of these places, each (B, S, S, 3) uint8: of several strips one is drawn, and half of the pairs are flipped left to right."""
-        by_place = torch.argsort(self.sar_place, stable=True)
-        strips = torch.bincount(self.sar_place, minlength=len(self))
-        first = strips.cumsum(0) - strips
+        by_place, strips, first = self._strips
         strip = (torch.rand(len(places), generator=generator) * strips[places]).long()
         flipped = (torch.rand(len(places), generator=generator) < 0.5).view(-1, 1, 1, 1)
         images = self.opt[places], self.sar[by_place[first[places] + strip]]
