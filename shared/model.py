@@ -8,8 +8,11 @@ from torch import nn
 
 from shared.errors import InputError
 from shared.files import load_tensors
+from shared.small_maps import use_small_map_convolutions
 
 ARCHS = ("resnet18", "resnet34", "resnet50")
+POOLINGS = ("max", "avg", "grid")
+GRID = 3
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -18,22 +21,33 @@ class PseudoSiamese(nn.Module):
 
     arch: resnet18, resnet34 or resnet50. specify_num: 0 (all shared) to 5 (nothing but the embedding
     is shared). normalize: subtract ImageNet's mean and divide by its standard deviation first.
-    Both copies of a stage start from the same weights. layer4 keeps its resolution (stride 1).
+    Both copies of a stage start from the same weights. layer4_stride: 1 keeps its resolution, 2 is torchvision's.
+    pooling: what makes the POOL5 vector of layer4's maps. max and avg: over the whole image. grid: the average in
+    each cell of a 3 x 3 grid, one after the other, so that the vector knows where things are; both images of a pair
+    show the same ground, so the layout is a part of what tells a place.
     """
 
-    def __init__(self, arch="resnet50", specify_num=0, embedding_dim=512, normalize=True):
+    def __init__(self, arch="resnet50", specify_num=0, embedding_dim=512, normalize=True, pooling="max", layer4_stride=1):
         super().__init__()
         if arch not in ARCHS:
             raise ValueError(f"arch {arch!r}: choose one of {', '.join(ARCHS)}")
         if not 0 <= specify_num <= 5:
             raise ValueError(f"specify_num {specify_num}: choose 0 to 5")
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling {pooling!r}: choose one of {', '.join(POOLINGS)}")
+        self.settings = {"arch": arch, "specify_num": specify_num, "embedding_dim": embedding_dim, "normalize": normalize,
+                         "pooling": pooling, "layer4_stride": layer4_stride}
         resnet = getattr(torchvision.models, arch)(weights=None)
-        _keep_resolution(resnet.layer4)
+        if layer4_stride == 1:
+            _keep_resolution(resnet.layer4)
+        for layer in (resnet.layer3, resnet.layer4):
+            use_small_map_convolutions(layer)
         stages = _stages(resnet)
         self.opt_stages = nn.ModuleList(stages[:specify_num])
         self.sar_stages = copy.deepcopy(self.opt_stages)
         self.shared_stages = nn.ModuleList(stages[specify_num:])
-        self.pool5_dim = resnet.fc.in_features
+        self.pooling = pooling
+        self.pool5_dim = resnet.fc.in_features * (GRID ** 2 if pooling == "grid" else 1)
         self.embedding = nn.Sequential(nn.Linear(self.pool5_dim, embedding_dim, bias=False), nn.BatchNorm1d(embedding_dim))
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if normalize else ((0.0,) * 3, (1.0,) * 3)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
@@ -43,8 +57,8 @@ class PseudoSiamese(nn.Module):
         """Embed optical images, SAR images or both.
 
         opt: (B, 3, H, W), sar: (C, 3, H, W), float32 in [0, 1]; either may be left out.
-        Returns pool5 (B + C, 2048 for resnet50, else 512) and fc (B + C, 512), float32, L2-normalised,
-        the optical rows first.
+        Returns pool5 (B + C, 2048 for resnet50, else 512; nine times as many with the grid) and fc (B + C, 512),
+        float32, L2-normalised, the optical rows first.
         """
         features = []
         for images, stages in ((opt, self.opt_stages), (sar, self.sar_stages)):
@@ -57,9 +71,17 @@ class PseudoSiamese(nn.Module):
         x = torch.cat(features)                                       # (B + C) x c x h x w
         for stage in self.shared_stages:
             x = stage(x)
-        pool5 = x.amax((2, 3))                                        # (B + C) x 2048
+        pool5 = self.pool(x)                                          # (B + C) x 2048
         fc = self.embedding(pool5)                                    # (B + C) x 512
         return F.normalize(pool5.float()), F.normalize(fc.float())
+
+    def pool(self, x):
+        """Maps (B, c, h, w) to vectors: (B, c), or with the grid (B, 9c)."""
+        if self.pooling == "max":
+            return x.amax((2, 3))
+        if self.pooling == "avg":
+            return x.mean((2, 3))
+        return F.adaptive_avg_pool2d(x, GRID).flatten(1)
 
     def backbone_parameters(self):
         """All but the embedding's parameters."""

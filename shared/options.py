@@ -5,7 +5,7 @@ from pathlib import Path
 from shared.device import AMPS
 from shared.image_store import STORES
 from shared.losses import CRITICS
-from shared.model import ARCHS
+from shared.model import ARCHS, POOLINGS
 
 
 def training(description, pseudo_modal=False, adversarial=False):
@@ -25,6 +25,8 @@ def training(description, pseudo_modal=False, adversarial=False):
     model.add_argument("--init", default="imagenet", help="imagenet, none, or the file of a torchvision state dict")
     model.add_argument("--specify_num", type=int, choices=range(6), default=0,
                        help="how many of the five stages exist once for each modality")
+    model.add_argument("--pooling", choices=POOLINGS, default="max", help="of layer4's maps: max or average of the whole image, or averages in a 3 x 3 grid")
+    model.add_argument("--layer4_stride", type=int, choices=(1, 2), default=1, help="1 keeps the resolution, 2 is torchvision's")
 
     loss = parser.add_argument_group("loss")
     loss.add_argument("--margin", type=float, default=0.5, help="of the triplet loss, in squared L2 distance")

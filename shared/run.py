@@ -204,9 +204,7 @@ class Run:
 
     def _finish(self, model, evaluation, metrics):
         args = self.args
-        write_tensors(self.folder / "weights.pt", {
-            "arch": args.arch, "specify_num": args.specify_num, "normalize": not args.no_normalize, "img_size": args.img_size,
-            "model": model.state_dict()})
+        write_tensors(self.folder / "weights.pt", {**model.settings, "img_size": args.img_size, "model": model.state_dict()})
         write_text(self.folder / "metrics.json", json.dumps({
             **metrics, "seconds": round(self.seconds, 1), "queries": len(evaluation.sar), "gallery": len(evaluation),
             "distractors": evaluation.distractors, "evaluated_on": "validation" if args.validate else "test"}, indent=1))
@@ -216,7 +214,7 @@ class Run:
 
 def build_model(args, device):
     """The network that the arguments name, filled and on the device."""
-    model = PseudoSiamese(args.arch, args.specify_num, normalize=not args.no_normalize)
+    model = PseudoSiamese(args.arch, args.specify_num, normalize=not args.no_normalize, pooling=args.pooling, layer4_stride=args.layer4_stride)
     initialize(model, args.init, args.arch)
     return model.to(device, memory_format=torch.channels_last)
 
@@ -229,14 +227,15 @@ def load_model(folder, device):
         raise InputError(f"--run {folder} holds {state}")
     saved = load_tensors(folder / "weights.pt", "--run")
     try:
-        model = PseudoSiamese(saved["arch"], saved["specify_num"], normalize=saved["normalize"])
-    except (KeyError, TypeError, ValueError) as error:
+        state, img_size = saved.pop("model"), saved.pop("img_size")
+        model = PseudoSiamese(**saved)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{folder / 'weights.pt'} is not what a run writes ({error!r})")
     try:
-        model.load_state_dict(saved["model"])
-    except (KeyError, RuntimeError):
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError):
         raise InputError(f"{folder / 'weights.pt'} does not hold a {saved['arch']} with specify_num {saved['specify_num']}")
-    return model.to(device, memory_format=torch.channels_last), saved["img_size"]
+    return model.to(device, memory_format=torch.channels_last), img_size
 
 
 def test_run(args):

@@ -1,0 +1,45 @@
+"""3 x 3 convolutions of small maps, several times faster on a CPU: the images of a batch side by side in one wide map.
+
+oneDNN's kernels fill their registers along a row. On rows of 3 or 6 pixels, as in the last stages of a ResNet
+at 96 px, most of a register stays empty, above all in the weights' gradient. Zeros stand between neighbours
+(they are the padding that each image has anyway), so the result is the same.
+"""
+import torch.nn.functional as F
+from torch import nn
+
+WIDEST = 6                                              # pixels of a row from which on nothing is gained
+SIDE_BY_SIDE = (16, 8, 4, 2)
+
+
+class SmallMapConv2d(nn.Conv2d):
+    """A 3 x 3 convolution with padding 1, any stride, no bias. Parameters, names and results are nn.Conv2d's."""
+
+    def forward(self, x):
+        width, stride = x.shape[3], self.stride[0]
+        columns = next((n for n in SIDE_BY_SIDE if len(x) % n == 0), 1)
+        if x.device.type != "cpu" or width > WIDEST or columns == 1:
+            return super().forward(x)
+        spacing = stride * (width // stride + 1)                      # at least one column of zeros, and the same phase for all
+        out = super().forward(_join(F.pad(x, (0, spacing - width)), columns))
+        return _split(out, columns)[..., :-(-width // stride)]
+
+
+def _join(x, columns):
+    """(B, C, H, W) -> (B / columns, C, H, columns x W), both in channels_last memory."""
+    batch, channels, height, width = x.shape
+    rows = x.permute(0, 2, 3, 1).reshape(batch // columns, columns, height, width, channels).transpose(1, 2)
+    return rows.reshape(batch // columns, height, columns * width, channels).permute(0, 3, 1, 2)
+
+
+def _split(x, columns):
+    """The way back."""
+    batch, channels, height, width = x.shape
+    rows = x.permute(0, 2, 3, 1).reshape(batch, height, columns, width // columns, channels).transpose(1, 2)
+    return rows.reshape(batch * columns, height, width // columns, channels).permute(0, 3, 1, 2)
+
+
+def use_small_map_convolutions(layer):
+    """Exchange the forward pass of a stage's 3 x 3 convolutions, in place; their parameters stay as they are."""
+    for module in layer.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+            module.__class__ = SmallMapConv2d
