@@ -21,7 +21,7 @@ class SmallMapConv2d(nn.Conv2d):
             return super().forward(x)
         spacing = stride * (width // stride + 1)                      # at least one column of zeros, and the same phase for all
         out = super().forward(_join(F.pad(x, (0, spacing - width)), columns))
-        return _split(out, columns)[..., :-(-width // stride)]
+        return _split(out, columns, width=-(-width // stride))
 
 
 def _join(x, columns):
@@ -31,11 +31,11 @@ def _join(x, columns):
     return rows.reshape(batch // columns, height, columns * width, channels).permute(0, 3, 1, 2)
 
 
-def _split(x, columns):
-    """The way back."""
-    batch, channels, height, width = x.shape
-    rows = x.permute(0, 2, 3, 1).reshape(batch, height, columns, width // columns, channels).transpose(1, 2)
-    return rows.reshape(batch * columns, height, width // columns, channels).permute(0, 3, 1, 2)
+def _split(x, columns, width):
+    """The way back: of each of the joined maps the first `width` columns."""
+    batch, channels, height, joined = x.shape
+    rows = x.permute(0, 2, 3, 1).reshape(batch, height, columns, joined // columns, channels).transpose(1, 2)
+    return rows[:, :, :, :width].reshape(batch * columns, height, width, channels).permute(0, 3, 1, 2)
 
 
 def use_small_map_convolutions(layer):

@@ -16,6 +16,7 @@ def test_side_by_side_is_the_same_convolution(batch, height, width, stride):
     x = torch.randn(batch, 5, height, width).contiguous(memory_format=torch.channels_last).requires_grad_()
     out, expected = conv(x), F.conv2d(x, conv.weight, stride=stride, padding=1)
     assert out.shape == expected.shape and torch.allclose(out, expected, atol=1e-5)
+    assert out.is_contiguous(memory_format=torch.channels_last), "else all that follows is slow"
     gradient = torch.randn_like(expected)
     for one, other in zip(torch.autograd.grad(out, (x, conv.weight), gradient), torch.autograd.grad(expected, (x, conv.weight), gradient)):
         assert torch.allclose(one, other, atol=1e-4)
