@@ -35,7 +35,7 @@ def _split(x, columns, width):
     """The way back: of each of the joined maps the first `width` columns."""
     batch, channels, height, joined = x.shape
     rows = x.permute(0, 2, 3, 1).reshape(batch, height, columns, joined // columns, channels).transpose(1, 2)
-    return rows[:, :, :, :width].reshape(batch * columns, height, width, channels).permute(0, 3, 1, 2)
+    return rows[:, :, :, :width].reshape(batch * columns, height, width, channels).contiguous().permute(0, 3, 1, 2)
 
 
 def use_small_map_convolutions(layer):
