@@ -32,30 +32,44 @@ for name in ${ROWS:-}; do
 done
 
 # The profile -----------------------------------------------------------------------------------------------
-# With CUDA the author's recipe, which is every flag's default: ResNet50 from ImageNet weights, 200 px, 60 epochs.
-# Without, what trains from scratch on a CPU in minutes:
-ADV=
+# With CUDA the recipe that is every flag's default: ResNet50 from ImageNet weights, 200 px, 60 epochs. Without, what
+# trains from scratch on a CPU in minutes. The contrastive rows have a recipe of their own (docs/contrastive.md).
+ADV= CON= SHORT=
 if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-  PROFILE=()
+  PROFILE=
 else
+  PROFILE="--arch resnet18 --img_size 96 --init none --schedule cosine --lr 0.1 --lr_head 0.1 --batch_size 48 --epochs 20"
   ADV="--lambda_adv 0.001"          # at these learning rates the critic's estimate runs ahead of the model: 0.01 drowns the triplet loss
-  PROFILE=(--arch resnet18 --img_size 96 --init none --schedule cosine --lr 0.1 --lr_head 0.1 --batch_size 48 --epochs 20)
-  [ "$NAME" != demo ] || PROFILE+=(--batch_size 24 --epochs 6)
+  CON="--optim adamw --lr 2e-3 --lr_head 2e-3 --batch_size 64 --layer4_stride 2 --epochs 60"
+  [ "$NAME" != demo ] || SHORT="--batch_size 24 --epochs 6"
 fi
-[ -z "${EPOCHS:-}" ] || PROFILE+=(--epochs "$EPOCHS")
-echo "data: $DATA_PATH   seeds: $SEEDS   profile: ${PROFILE[*]:-the author\'s recipe}"
+if [ -d "$DATA_PATH/train_tiles" ] || [ -d "$HOME/$DATA_PATH/train_tiles" ]; then CON+=" --windows"; else CON+=" --symmetries"; fi
+[ -z "${EPOCHS:-}" ] || SHORT+=" --epochs $EPOCHS"
+echo "data: $DATA_PATH   seeds: $SEEDS   profile: ${PROFILE:-the default of every flag} $SHORT   contrastive: $CON"
 
 # The rows: name, script folder, flags ------------------------------------------------------------------------
 names=() failed=()
+wanted() { [[ -z "${ROWS:-}" || " $ROWS " == *" $1 "* ]]; }
+try() { "$@" || { [ $? -ne 130 ] || exit 130; failed+=("$name (seed $seed)"); }; }
 row() {
   local name=$1 script=$2 seed
   shift 2
   names+=("$name")
-  [[ -z "${ROWS:-}" || " $ROWS " == *" $name "* ]] || return 0
+  wanted "$name" || return 0
   for seed in $SEEDS; do
     echo "== $name, seed $seed"
-    "$PYTHON" "$script/train.py" --data_path "$DATA_PATH" --result_path "results/$NAME/$name/seed$seed" --seed "$seed" \
-      ${PROFILE[@]+"${PROFILE[@]}"} "$@" || { [ $? -ne 130 ] || exit 130; failed+=("$name (seed $seed)"); }
+    try "$PYTHON" "$script/train.py" --data_path "$DATA_PATH" --result_path "results/$NAME/$name/seed$seed" --seed "$seed" $PROFILE "$@" $SHORT
+  done
+}
+# A row that is another row's runs, tested otherwise: name, script folder, the other row, flags of test.py.
+test_row() {
+  local name=$1 script=$2 trained=$3 seed
+  shift 3
+  names+=("$name")
+  wanted "$name" || return 0
+  for seed in $SEEDS; do
+    echo "== $name, seed $seed"
+    try "$PYTHON" "$script/test.py" --run "results/$NAME/$trained/seed$seed" --result_path "results/$NAME/$name/seed$seed" "$@"
   done
 }
 
@@ -68,6 +82,8 @@ row triplet+adv+exchange-normalize code_Adv $ADV --channel_exchange --no_normali
 row triplet+exchange+guided        code_Aux --channel_exchange --guided_filter
 row sharing-3                      code_Adv $ADV --channel_exchange --specify_num 3
 row sharing-5                      code_Adv $ADV --channel_exchange --specify_num 5
+row contrastive                    code_Con $CON
+test_row contrastive-test-time     code_Con contrastive --tta symmetries
 
 # The table ---------------------------------------------------------------------------------------------------
 "$PYTHON" shared/results.py "results/$NAME" --rows "${names[@]}"

@@ -46,7 +46,7 @@ def train():
             run.scaler.update()
             schedule.step()
             run.record(triplet=triplet)
-        run.end_epoch(model, evaluation, schedule.get_last_lr()[0], margin_terms=2)
+        run.end_epoch(model, evaluation, schedule.get_last_lr()[0], collapsed={"triplet": 2 * args.margin})
 
 
 if __name__ == "__main__":

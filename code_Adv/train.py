@@ -64,7 +64,7 @@ def train():
             run.scaler.update()
             schedule.step()
             run.record(triplet=triplet, adversarial=adversarial, critic=critic_loss)
-        run.end_epoch(model, evaluation, schedule.get_last_lr()[0], margin_terms=kinds * (kinds - 1))
+        run.end_epoch(model, evaluation, schedule.get_last_lr()[0], collapsed={"triplet": kinds * (kinds - 1) * args.margin})
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def train():
             run.scaler.update()
             schedule.step()
             run.record(triplet=triplet)
-        run.end_epoch(model, evaluation, schedule.get_last_lr()[0], margin_terms=12)
+        run.end_epoch(model, evaluation, schedule.get_last_lr()[0], collapsed={"triplet": 12 * args.margin})
 
 
 if __name__ == "__main__":

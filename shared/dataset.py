@@ -13,7 +13,7 @@ from shared import distributed
 from shared.errors import InputError
 from shared.image_store import keep_images
 from shared.layouts import list_split, read_image, read_leave_out, read_pairs_csv
-from shared.windows import Windows, load_windows
+from shared.windows import Windows, apply_symmetry, load_windows
 
 
 @dataclass
@@ -22,7 +22,8 @@ class Pairs:
 
     names: P place names. opt: (P, S, S, 3) uint8, RGB. sar: (M, S, S, 3) uint8. sar_place: (M) int64, the
     place of each SAR image. tiles: P names of the tile that each place was cut from. positions: (P, 2) float64,
-    x and y in metres, NaN where unknown, or None. left_out: how many names leave_out.csv left out.
+    x and y in metres, NaN where unknown, or None. left_out: how many names leave_out.csv left out. symmetries: draw pairs at
+    any of the eight symmetries of the square, not only flipped.
     """
     names: list
     opt: torch.Tensor
@@ -32,6 +33,7 @@ class Pairs:
     tiles: list
     positions: torch.Tensor = None
     left_out: int = 0
+    symmetries: bool = False
 
     def __len__(self):
         return len(self.names)
@@ -48,11 +50,17 @@ class Pairs:
         return torch.argsort(self.sar_place, stable=True), strips, strips.cumsum(0) - strips
 
     def draw(self, places, generator):
-        """(opt, sar) of these places, each (B, S, S, 3) uint8: of several strips one is drawn, and half of the pairs are flipped left to right."""
+        """(opt, sar) of these places, each (B, S, S, 3) uint8: of several strips one is drawn, and half of the pairs are flipped left to right.
+
+        With symmetries, each pair is drawn at one of the eight instead.
+        """
         by_place, strips, first = self._strips
         strip = (torch.rand(len(places), generator=generator) * strips[places]).long()
-        flipped = (torch.rand(len(places), generator=generator) < 0.5).view(-1, 1, 1, 1)
         images = self.opt[places], self.sar[by_place[first[places] + strip]]
+        if self.symmetries:
+            symmetry = torch.randint(8, (len(places),), generator=generator)
+            return tuple(apply_symmetry(x, symmetry) for x in images)
+        flipped = (torch.rand(len(places), generator=generator) < 0.5).view(-1, 1, 1, 1)
         return tuple(torch.where(flipped, x.flip(2), x) for x in images)
 
     def subset(self, places):
@@ -70,12 +78,13 @@ def load_data(args):
 
     --validate 0 evaluates on the test split. Above 0, that share of the training split's tiles is held
     out and evaluated on instead, and the test split is not read: this is where choices are made.
-    --windows trains on windows of the training tiles instead of the crops.
+    --windows trains on windows of the training tiles instead of the crops, --symmetries on the crops at all eight symmetries.
     Raises InputError that names every bad file of both splits.
     """
     splits = ("train",) if args.validate else ("train", "test")
     pairs = load_splits(args.data_path, splits, args.img_size, args.workers, args.store)
     train, evaluation = hold_out(*pairs, args.validate) if args.validate else pairs
+    train = replace(train, symmetries=args.symmetries)
     if args.windows:
         root = find_data(args.data_path)
         crop = len(read_image(next(iter(list_split(root, "train", []).opt.values()))))
@@ -141,16 +150,17 @@ def steps_per_epoch(pairs, batch_size):
     return len(pairs) // batch_size
 
 
-def draw_batches(pairs, batch_size, seed, epoch, first_step, device, generator):
+def draw_batches(pairs, batch_size, seed, epoch, first_step, device, generator, order=None):
     """Yield an epoch's batches (opt, sar), each (B, 3, S, S) float32 in [0, 1] on the device.
 
     pairs: Pairs, of which no place comes twice in an epoch; or Windows. Everything drawn depends on (seed, epoch, step)
     alone: `generator` (a CPU torch.Generator) is seeded with them before each step, and later draws of
     the step, such as the channel exchange's, continue it. Of several processes each gets its share of the
     same batch, and its own later draws.
+    order: what puts the places of Pairs in order, a function of the generator; in random order without one.
     """
     generator.manual_seed(_seed(seed, epoch))
-    order = torch.randperm(len(pairs), generator=generator)
+    order = order(generator) if order else torch.randperm(len(pairs), generator=generator)
     mine = distributed.share(batch_size)
     for step in range(first_step, steps_per_epoch(pairs, batch_size)):
         generator.manual_seed(_seed(seed, epoch, step))

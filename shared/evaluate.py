@@ -6,6 +6,7 @@ from tqdm import tqdm
 from shared import distributed
 from shared.dataset import to_float
 from shared.errors import InputError
+from shared.test_time import TEST_TIME
 
 TOPS = (1, 5, 10, 20)
 FEATURES = ("FC", "POOL5")
@@ -159,26 +160,29 @@ def _row_scores(query, gallery, rows):
 
 
 @torch.no_grad()
-def embed(model, images, modality, device, autocast, batch_size=64):
+def embed(model, images, modality, device, autocast, batch_size=64, tta="none"):
     """Embed (N, S, S, 3) uint8 images of one modality, `opt` or `sar`; several processes share them out.
 
-    Returns {"FC": (N, 512), "POOL5": (N, C)}, float32, L2-normalised, on the CPU.
+    tta: a name of TEST_TIME, of which views each embedding is made.
+    Returns {"FC": (N, 512), "POOL5": (N, C)}, float32, L2-normalised, on the CPU; with joined views as many times as wide.
     """
     model.eval()
+    views, combine = TEST_TIME[tta]
     mine = distributed.share(len(images))
     features = {name: [] for name in FEATURES}
     bar = tqdm(range(mine.start, mine.stop, batch_size), desc=f"embed {modality}", leave=False, disable=None)
     for i in bar:
+        batch = to_float(images[i:min(i + batch_size, mine.stop)], device)
         with autocast():
-            pool5, fc = model(**{modality: to_float(images[i:min(i + batch_size, mine.stop)], device)})
-        features["POOL5"].append(pool5.cpu())
-        features["FC"].append(fc.cpu())
+            pool5, fc = zip(*(model(**{modality: view(batch)}) for view in views))
+        features["POOL5"].append(combine(pool5).cpu())
+        features["FC"].append(combine(fc).cpu())
     return {name: distributed.gather_shares(torch.cat(parts), device) for name, parts in features.items()}
 
 
-def embed_pairs(model, pairs, device, autocast):
+def embed_pairs(model, pairs, device, autocast, tta="none"):
     """(query, gallery): embed() of a split's SAR and of its optical images."""
-    return embed(model, pairs.sar, "sar", device, autocast), embed(model, pairs.opt, "opt", device, autocast)
+    return tuple(embed(model, images, modality, device, autocast, tta=tta) for images, modality in ((pairs.sar, "sar"), (pairs.opt, "opt")))
 
 
 def evaluate(query, gallery, pairs, device):

@@ -1,4 +1,6 @@
-"""The cross-modal triplet loss, and the two critics of adversarial learning."""
+"""The cross-modal triplet loss, the contrastive loss, and the two critics of adversarial learning."""
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -30,6 +32,40 @@ def cross_modal_triplet(fc, kinds=2, margin=0.5):
     negative = distance.masked_fill(same, float("inf")).amin(3)                               # kinds x kinds x B
     terms = F.relu(margin + positive - negative).mean(2)                                      # kinds x kinds
     return terms.sum() - terms.diagonal().sum()
+
+
+class InfoNCE(nn.Module):
+    """Symmetric InfoNCE: each embedding picks its own place among all of the batch's, from SAR to optical and back.
+
+    temperature: what the scores are divided by at the start; it is learned, not below 0.01.
+    label_smoothing: the share of the target that is spread over all places of the batch.
+    Source: van den Oord et al., "Representation Learning with Contrastive Predictive Coding", 2018, equation 4;
+    both directions and the learned temperature: Radford et al., "Learning Transferable Visual Models From Natural
+    Language Supervision", 2021, figure 3.
+    """
+
+    def __init__(self, temperature=0.05, label_smoothing=0.0):
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+        self.label_smoothing = label_smoothing
+
+    def temperature(self):
+        return (-self.log_scale).exp().clamp(min=0.01)
+
+    def forward(self, fc):
+        """fc: (2B, D) L2-normalised, optical then SAR, B different places. Returns the mean of both directions.
+
+        Raises ValueError where there are fewer than two places.
+        """
+        places = len(fc) // 2
+        if places < 2 or 2 * places != len(fc):
+            raise ValueError(f"InfoNCE: {len(fc)} embeddings are not 2 kinds of at least 2 places")
+        opt, sar = fc.float().chunk(2)
+        with torch.autocast(fc.device.type, enabled=False):
+            scores = opt @ sar.T / self.temperature()                                         # B x B
+        truth = torch.arange(places, device=fc.device)
+        return (F.cross_entropy(scores, truth, label_smoothing=self.label_smoothing)
+                + F.cross_entropy(scores.T, truth, label_smoothing=self.label_smoothing)) / 2
 
 
 class WassersteinCritic(nn.Module):

@@ -4,12 +4,20 @@ import math
 import torch
 
 
-def build_optimizer(model, optim, lr, lr_head):
-    """SGD (Nesterov momentum 0.9) or AdamW, weight decay 5e-4 or 0.05; the embedding has its own learning rate."""
-    groups = [{"params": model.backbone_parameters(), "lr": lr}, {"params": model.embedding.parameters(), "lr": lr_head}]
+def build_optimizer(model, optim, lr, lr_head, loss=None):
+    """SGD (Nesterov momentum 0.9) or AdamW, weight decay 5e-4 or 0.05; the embedding has its own learning rate.
+
+    loss: a loss with parameters of its own, trained at the embedding's rate. Weight decay spares them, and with AdamW, whose
+    decay is strong, also the model's biases and BatchNorm's parameters.
+    """
+    groups = [{"params": model.backbone_parameters(), "lr": lr}, {"params": list(model.embedding.parameters()), "lr": lr_head}]
+    if loss is not None:
+        groups.append({"params": list(loss.parameters()), "lr": lr_head, "weight_decay": 0.0})
     if optim == "sgd":
         return torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    return torch.optim.AdamW(groups, weight_decay=0.05)
+    matrices = [{**group, "params": [p for p in group["params"] if p.ndim > 1]} for group in groups]
+    vectors = [{**group, "params": [p for p in group["params"] if p.ndim <= 1], "weight_decay": 0.0} for group in groups]
+    return torch.optim.AdamW([group for group in matrices + vectors if group["params"]], weight_decay=0.05)
 
 
 def build_schedule(optimizer, schedule, epochs, steps_per_epoch):

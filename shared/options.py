@@ -6,9 +6,10 @@ from shared.device import AMPS
 from shared.image_store import STORES
 from shared.losses import CRITICS
 from shared.model import ARCHS, POOLINGS
+from shared.test_time import TEST_TIME
 
 
-def training(description, pseudo_modal=False, adversarial=False):
+def training(description, pseudo_modal=False, adversarial=False, contrastive=False):
     """The parser of a train.py. Its flags land in args.json of the run's folder."""
     parser = _parser(description)
 
@@ -17,6 +18,7 @@ def training(description, pseudo_modal=False, adversarial=False):
     data.add_argument("--img_size", type=_positive, default=200, help="images are resized to this many pixels")
     data.add_argument("--no_normalize", action="store_true", help="leave out ImageNet's mean and standard deviation")
     data.add_argument("--windows", action="store_true", help="train on windows drawn anywhere in DATA/train_tiles, at any of the eight symmetries")
+    data.add_argument("--symmetries", action="store_true", help="train on the crops at any of the eight symmetries of the square, both images of a pair alike")
     data.add_argument("--validate", type=_share, default=0.0, metavar="SHARE",
                       help="hold out this share of the training tiles and evaluate on them, never on the test split: for making choices")
 
@@ -29,7 +31,14 @@ def training(description, pseudo_modal=False, adversarial=False):
     model.add_argument("--layer4_stride", type=int, choices=(1, 2), default=1, help="1 keeps the resolution, 2 is torchvision's")
 
     loss = parser.add_argument_group("loss")
-    loss.add_argument("--margin", type=float, default=0.5, help="of the triplet loss, in squared L2 distance")
+    if contrastive:
+        loss.add_argument("--temperature", type=_above_zero, default=0.05, help="of InfoNCE, to begin with: it is learned")
+        loss.add_argument("--label_smoothing", type=_share, default=0.0)
+        loss.add_argument("--hard_negatives", type=int, default=0, metavar="K", help="batches of places beside the K that look most like them (0: random batches)")
+        loss.add_argument("--chunk", type=_positive, metavar="PAIRS",
+                          help="embed so many pairs at a time, for batches that do not fit the memory (default: the whole batch)")
+    else:
+        loss.add_argument("--margin", type=float, default=0.5, help="of the triplet loss, in squared L2 distance")
     if pseudo_modal:
         loss.add_argument("--channel_exchange", action="store_true",
                           help="pseudo-modal images by channel exchange" + ("" if adversarial else " (the default where neither is asked for)"))
@@ -55,6 +64,8 @@ def training(description, pseudo_modal=False, adversarial=False):
     run.add_argument("--fresh", action="store_true", help="start over where the folder holds a run")
     run.add_argument("--eval_every", type=_positive, default=10, help="evaluate every so many epochs; the last one is what counts")
     _add_machine(run)
+    if contrastive:                                                  # not the author's recipe but that of code_Con
+        parser.set_defaults(pooling="grid", optim="adamw", schedule="cosine", lr=1e-3, lr_head=1e-3, batch_size=64)
     return parser
 
 
@@ -63,6 +74,9 @@ def testing(description):
     parser = _parser(description)
     parser.add_argument("--run", required=True, type=Path, help="the folder of a run")
     parser.add_argument("--data_path", help="another data set than the run's own")
+    parser.add_argument("--tta", choices=TEST_TIME, default="none",
+                        help="embed each image as several views: joined (flip, the eight symmetries) or averaged (pseudo-modal images)")
+    parser.add_argument("--result_path", type=Path, help="write the figures there, as a row of the table (default: test.json in the run's folder)")
     parser.add_argument("--save_embeddings", action="store_true", help="write the embeddings to the run's folder, as .npy")
     _add_machine(parser)
     return parser
@@ -83,6 +97,13 @@ def _add_machine(group):
 def _positive(text):
     value = int(text)
     if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _above_zero(text):
+    value = float(text)
+    if not value > 0:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return value
 

@@ -75,17 +75,21 @@ def markdown(rows, authors):
 
 
 def recipes(folder):
-    """One line on how the runs of a folder were trained, or several where they differ."""
-    lines = set()
-    for file in folder.glob("*/seed*/metrics.json"):
+    """How the runs of a folder were trained: one line, or one for each recipe with the rows that it made."""
+    rows = {}
+    for file in sorted(folder.glob("*/seed*/metrics.json")):
         args = json.loads((file.parent / "args.json").read_text())
-        lines.add("{arch}, {img_size} px, init {init}, {epochs} epochs, {batch_size} pairs, {optim}, {schedule} schedule, learning rates {lr} and {lr_head}".format(**args))
-    return sorted(lines)
+        line = ("{arch}, {img_size} px, init {init}, {epochs} epochs, {batch_size} pairs, {optim}, {schedule} schedule, "
+                "learning rates {lr} and {lr_head}").format(**args) + (", windows" if args["windows"] else "")
+        rows.setdefault(line, {})[file.parent.parent.name] = None
+    if len(rows) == 1:
+        return [f"Ours: {line}." for line in rows]
+    return [f"{', '.join(names)}: {line}." for line, names in rows.items()]
 
 
 def write_table(folder, first=()):
     rows = collect(folder, first)
-    text = markdown(rows, folder.resolve().name == AUTHORS_DATA_SET) + "\n" + "\n".join(f"Ours: {line}." for line in recipes(folder))
+    text = markdown(rows, folder.resolve().name == AUTHORS_DATA_SET) + "\n" + "\n\n".join(recipes(folder))
     if folder.resolve().name == "demo":
         text += "\nDemo pairs: a check that everything works, no result of the method."
     rounded = [{name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()} for row in rows]

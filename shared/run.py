@@ -29,7 +29,7 @@ from shared.model import PseudoSiamese, initialize
 # What may differ between a run and its continuation: where it is, not what it is.
 NOT_THE_RUN = ("result_path", "data_path", "device", "workers", "store", "compile", "fresh")
 
-# Embeddings that are all alike have a loss of exactly the margin; one that passes it on the way down does not stay.
+# A loss that passes the value of embeddings that are all alike on the way down does not stay there.
 STUCK_EPOCHS = 3
 
 
@@ -138,13 +138,13 @@ class Run:
         while self.epoch < self.args.epochs:
             yield self.epoch
 
-    def batches(self, pairs, epoch):
+    def batches(self, pairs, epoch, order=None):
         """The batches that are left of an epoch; see draw_batches. Keeps time and step, and stops when asked to."""
         steps = steps_per_epoch(pairs, self.args.batch_size)
         bar = tqdm(total=steps, initial=self.step, desc=f"epoch {epoch + 1}/{self.args.epochs}", leave=False, disable=None if self.main else True)
         with bar:
             start = time.perf_counter()
-            for batch in draw_batches(pairs, self.args.batch_size, self.args.seed, epoch, self.step, self.device, self.generator):
+            for batch in draw_batches(pairs, self.args.batch_size, self.args.seed, epoch, self.step, self.device, self.generator, order):
                 yield batch
                 self.step += 1
                 self.seconds += time.perf_counter() - start
@@ -161,19 +161,20 @@ class Run:
         """Keep the loss terms of this step (tensors; read at the epoch's end, so that no step waits for them)."""
         self.terms.append({name: value.detach() for name, value in terms.items()})
 
-    def end_epoch(self, model, evaluation, lr, margin_terms):
+    def end_epoch(self, model, evaluation, lr, collapsed):
         """Write the epoch's figures and the checkpoint; evaluate where it is due.
 
-        margin_terms: of how many triplet terms the loss is the sum, to tell a collapse.
+        collapsed: {term: the value it has where all embeddings are alike}, to tell a collapse.
         """
         means = self._check_terms()
         self.epoch, self.step, self.terms = self.epoch + 1, 0, []
         row = {"epoch": self.epoch, "lr": lr, **means, "seconds": round(self.seconds, 1)}
         self.log(f"epoch {self.epoch}: " + " ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch"))
-        lately = [past["triplet"] / margin_terms / self.args.margin for past in [*self.history, row][-STUCK_EPOCHS:]]
-        if len(lately) == STUCK_EPOCHS and all(abs(level - 1) < 0.02 for level in lately):
-            self.log(f"the triplet loss has stood at the margin for {STUCK_EPOCHS} epochs: the embeddings have collapsed; "
-                     "try a lower --lr or --schedule cosine")
+        for name, level in collapsed.items():
+            lately = [past[name] / level for past in [*self.history, row][-STUCK_EPOCHS:]]
+            if len(lately) == STUCK_EPOCHS and all(abs(value - 1) < 0.02 for value in lately):
+                self.log(f"the {name} loss has stood at {level:.4g} for {STUCK_EPOCHS} epochs, as where all embeddings are alike: "
+                         "they have collapsed; try a lower --lr or --schedule cosine")
         if self.epoch % self.args.eval_every == 0 or self.epoch == self.args.epochs:
             metrics = evaluate(*embed_pairs(model, evaluation, self.device, self.autocast), evaluation, self.device)
             self.log(format_metrics(metrics))
@@ -205,11 +206,15 @@ class Run:
     def _finish(self, model, evaluation, metrics):
         args = self.args
         write_tensors(self.folder / "weights.pt", {**model.settings, "img_size": args.img_size, "model": model.state_dict()})
-        write_text(self.folder / "metrics.json", json.dumps({
-            **metrics, "seconds": round(self.seconds, 1), "queries": len(evaluation.sar), "gallery": len(evaluation),
-            "distractors": evaluation.distractors, "evaluated_on": "validation" if args.validate else "test"}, indent=1))
+        write_text(self.folder / "metrics.json", summary(metrics, round(self.seconds, 1), evaluation, "validation" if args.validate else "test"))
         (self.folder / "checkpoint.pt").unlink(missing_ok=True)
         self.log(f"finished: {self.seconds:.0f} s of training, {self.folder}")
+
+
+def summary(metrics, seconds, evaluation, evaluated_on):
+    """The text of a metrics.json."""
+    return json.dumps({**metrics, "seconds": seconds, "queries": len(evaluation.sar), "gallery": len(evaluation),
+                       "distractors": evaluation.distractors, "evaluated_on": evaluated_on}, indent=1)
 
 
 def build_model(args, device):
@@ -239,20 +244,31 @@ def load_model(folder, device):
 
 
 def test_run(args):
-    """What a test.py does: evaluate a finished run on a test split, print and keep the figures in test.json."""
+    """What a test.py does: evaluate a finished run on a test split, print and keep the figures: in test.json, or as a row of the table."""
+    row = args.result_path
+    if row and (row / "metrics.json").is_file():
+        print(f"{row} is finished:\n{format_metrics(json.loads((row / 'metrics.json').read_text()))}")
+        return
     device = distributed.start(choose_device(args.device))
     main = distributed.rank() == 0
     model, img_size = load_model(args.run, device)
     if args.compile:
         model = torch.compile(model)
-    data_path = args.data_path or json.loads((args.run / "args.json").read_text())["data_path"]
+    settings = json.loads((args.run / "args.json").read_text())
+    data_path = args.data_path or settings["data_path"]
     pairs, = load_splits(data_path, ("test",), img_size, args.workers, args.store)
-    query, gallery = embed_pairs(model, pairs, device, autocast(device, args.amp))
+    query, gallery = embed_pairs(model, pairs, device, autocast(device, args.amp), args.tta)
     if main:
         print(describe_gallery(pairs))
         metrics = evaluate(query, gallery, pairs, device)
         print(format_metrics(metrics))
-        write_text(args.run / "test.json", json.dumps({**metrics, "data_path": str(data_path)}, indent=1))
+        if row:
+            seconds = json.loads((args.run / "metrics.json").read_text())["seconds"]
+            row.mkdir(parents=True, exist_ok=True)
+            write_text(row / "args.json", json.dumps({**settings, "data_path": str(data_path), "run": str(args.run), "tta": args.tta}, indent=1))
+            write_text(row / "metrics.json", summary(metrics, seconds, pairs, "test"))
+        else:
+            write_text(args.run / "test.json", json.dumps({**metrics, "data_path": str(data_path), "tta": args.tta}, indent=1))
         if args.save_embeddings:
             save_embeddings(args.run / "embeddings", query, named_rows(pairs.sar_names, pairs.sar_place, pairs.positions), "sar")
             save_embeddings(args.run / "embeddings", gallery, named_rows(pairs.names, slice(None), pairs.positions), "opt")

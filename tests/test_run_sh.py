@@ -70,7 +70,7 @@ def finished(folder, row, seed, top1, evaluated_on="test"):
     (folder / row / f"seed{seed}").mkdir(parents=True)
     (folder / row / f"seed{seed}" / "metrics.json").write_text(
         json.dumps({"FC": metrics, "POOL5": metrics, "seconds": 100.0 + seed, "evaluated_on": evaluated_on}))
-    recipe = dict(arch="resnet18", img_size=96, init="none", epochs=20, batch_size=48, optim="sgd", schedule="cosine", lr=0.1, lr_head=0.1)
+    recipe = dict(arch="resnet18", img_size=96, init="none", epochs=20, batch_size=48, optim="sgd", schedule="cosine", lr=0.1, lr_head=0.1, windows=False)
     (folder / row / f"seed{seed}" / "args.json").write_text(json.dumps(recipe))
 
 

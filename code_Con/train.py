@@ -1,0 +1,62 @@
+"""Contrastive learning: symmetric InfoNCE, a layout-keeping embedding and windows from anywhere in the training tiles.
+
+    python code_Con/train.py --data_path data/SN6align200 --windows         the CUDA profile: not measured yet
+    python code_Con/train.py --data_path data/S1S2align200 --windows --arch resnet18 --img_size 96 --init none \\
+        --layer4_stride 2 --lr 2e-3 --lr_head 2e-3 --epochs 60              from scratch on a CPU
+
+What each piece gives: docs/contrastive.md.
+"""
+import math
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's root, where shared/ is
+
+from shared import options
+from shared.chunks import in_chunks
+from shared.dataset import describe, load_data, steps_per_epoch
+from shared.distributed import gather
+from shared.errors import run_script
+from shared.hard_negatives import HardNegatives
+from shared.losses import InfoNCE
+from shared.optimizers import build_optimizer, build_schedule
+from shared.run import Run, build_model
+
+
+def train():
+    args = options.training(__doc__, contrastive=True).parse_args()
+    run = Run(args)
+
+    pairs, evaluation = load_data(args)
+    steps = steps_per_epoch(pairs, args.batch_size)
+    run.log(describe(pairs, evaluation))
+
+    model = build_model(args, run.device)
+    negatives = HardNegatives(pairs, args.hard_negatives)
+    infonce = InfoNCE(args.temperature, args.label_smoothing).to(run.device)
+    optimizer = build_optimizer(model, args.optim, args.lr, args.lr_head, infonce)
+    schedule = build_schedule(optimizer, args.schedule, args.epochs, steps)
+    network = run.parallelize(model)
+    run.resume(model=model, infonce=infonce, negatives=negatives, optimizer=optimizer, schedule=schedule)
+
+    for epoch in run.epochs():
+        if run.step == 0:
+            negatives.refresh(model, epoch, run.device, run.autocast)
+        model.train()
+        for opt, sar in run.batches(pairs, epoch, negatives.order):     # B x 3 x S x S in [0, 1]
+            with run.autocast():
+                pool5, fc = in_chunks(network, opt, sar, args.chunk or args.batch_size)   # 2B x 512: optical, SAR
+            fc = gather(fc, kinds=2)                                  # of all devices, if there are several
+            contrastive = infonce(fc)
+
+            optimizer.zero_grad()
+            run.scaler.scale(contrastive).backward()
+            run.scaler.step(optimizer)
+            run.scaler.update()
+            schedule.step()
+            run.record(contrastive=contrastive, temperature=infonce.temperature())
+        run.end_epoch(model, evaluation, schedule.get_last_lr()[0], collapsed={"contrastive": math.log(args.batch_size)})
+
+
+if __name__ == "__main__":
+    run_script(train)

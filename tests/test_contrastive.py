@@ -1,0 +1,245 @@
+"""What code_Con adds: InfoNCE, the grid pooling, hard negatives, gradient caching, test-time views."""
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from conftest import SMALL, script
+from shared.chunks import in_chunks
+from shared.dataset import Pairs, draw_batches
+from shared.errors import InputError
+from shared.evaluate import embed
+from shared.hard_negatives import HardNegatives
+from shared.losses import InfoNCE
+from shared.model import PseudoSiamese
+from shared.optimizers import build_optimizer
+from shared.test_time import TEST_TIME
+from shared.windows import Windows, apply_symmetry
+
+CPU = torch.device("cpu")
+
+
+def infonce_by_loop(fc, temperature, smoothing):
+    """Every anchor of both modalities against every place, one at a time."""
+    places = len(fc) // 2
+    total = 0
+    for anchors, others in ((fc[:places], fc[places:]), (fc[places:], fc[:places])):
+        for i in range(places):
+            scores = [(anchors[i] * others[j]).sum() / temperature for j in range(places)]
+            log_sum = torch.stack([score.exp() for score in scores]).sum().log()
+            for j in range(places):
+                target = (1 - smoothing) * (i == j) + smoothing / places
+                total = total + target * (log_sum - scores[j]) / places / 2
+    return total
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_infonce_and_gradient_equal_a_loop(smoothing):
+    torch.manual_seed(0)
+    fc = F.normalize(torch.randn(14, 6)).requires_grad_()
+    loss = InfoNCE(0.07, smoothing)
+    value, expected = loss(fc), infonce_by_loop(fc, 0.07, smoothing)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert torch.allclose(torch.autograd.grad(value, fc)[0], torch.autograd.grad(expected, fc)[0], atol=1e-5)
+
+
+def test_infonce_learns_its_temperature_and_keeps_it_above_a_hundredth():
+    torch.manual_seed(0)
+    fc = F.normalize(torch.randn(14, 6))
+    loss = InfoNCE(0.07)
+    loss(fc).backward()
+    step = 1e-3
+    slope = (infonce_by_loop(fc, 0.07 * math.exp(-step), 0.0) - infonce_by_loop(fc, 0.07 * math.exp(step), 0.0)) / (2 * step)
+    assert loss.log_scale.grad.item() == pytest.approx(slope.item(), rel=1e-2)
+    assert InfoNCE(0.001).temperature().item() == pytest.approx(0.01)
+
+
+def test_infonce_of_collapsed_embeddings_is_the_logarithm_of_the_batch():
+    fc = F.normalize(torch.ones(16, 6))
+    assert InfoNCE()(fc).item() == pytest.approx(math.log(8))
+    with pytest.raises(ValueError, match="at least 2 places"):
+        InfoNCE()(fc[:2])
+
+
+def test_weight_decay_spares_the_loss_and_with_adamw_the_vectors():
+    model, loss = PseudoSiamese("resnet18"), InfoNCE()
+    for optim in ("sgd", "adamw"):
+        groups = build_optimizer(model, optim, 0.1, 0.2, loss).param_groups
+        of = {id(p): group for group in groups for p in group["params"]}
+        assert len(of) == len(list(model.parameters())) + 1, "every parameter in one group"
+        assert of[id(loss.log_scale)]["weight_decay"] == 0 and of[id(loss.log_scale)]["lr"] == 0.2
+        assert of[id(model.embedding[0].weight)]["weight_decay"] > 0 and of[id(model.embedding[0].weight)]["lr"] == 0.2
+        assert (of[id(model.embedding[1].weight)]["weight_decay"] == 0) == (optim == "adamw")
+        assert groups[0]["lr"] == 0.1, "what a run logs is the backbone's"
+
+
+def test_the_grid_knows_where_things_are_and_the_average_does_not():
+    torch.manual_seed(0)
+    maps = torch.randn(2, 4, 6, 6)
+    grid, average = PseudoSiamese("resnet18", pooling="grid"), PseudoSiamese("resnet18", pooling="avg")
+    expected = torch.stack([maps[:, :, 2 * i:2 * i + 2, 2 * j:2 * j + 2].mean((2, 3)) for i in range(3) for j in range(3)], 2)
+    pooled = grid.pool(maps)[:, :36]
+    assert torch.allclose(pooled.view(2, 4, 9), expected, atol=1e-6)
+    assert torch.allclose(average.pool(maps), average.pool(maps.flip(3)), atol=1e-6)
+    assert not torch.allclose(grid.pool(maps), grid.pool(maps.flip(3)), atol=1e-2)
+    with torch.no_grad():
+        pool5, fc = grid.eval()(torch.rand(2, 3, 96, 96))
+    assert pool5.shape == (2, grid.pool5_dim) and fc.shape == (2, 512)
+
+
+def test_layer4_at_torchvisions_stride():
+    model = PseudoSiamese("resnet18", layer4_stride=2).eval()
+    sizes = []
+    for stage in model.shared_stages:
+        stage.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[-1]))
+    with torch.no_grad():
+        model(torch.rand(1, 3, 64, 64))
+    assert sizes == [16, 16, 8, 4, 2]
+
+
+# Hard negatives ------------------------------------------------------------------------------------------------
+
+class Lookup(torch.nn.Module):
+    """A model whose embedding is planted: the pixel's value is the row of the table."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.table = F.normalize(table)
+
+    def forward(self, opt=None, sar=None):
+        images = opt if opt is not None else sar
+        rows = (images[:, 0, 0, 0] * 255).round().long()
+        return self.table[rows], self.table[rows]
+
+
+def numbered(places):
+    """Places 0 .. places - 1: optical pixels hold the number, SAR pixels 100 + the number, SAR rows in reversed order."""
+    numbers = torch.arange(places, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 4, 4, 3)
+    names = [f"p{i}" for i in range(places)]
+    return Pairs(names, numbers, names[::-1], numbers.flip(0) + 100, torch.arange(places).flip(0), names)
+
+
+def test_hard_negatives_really_are_the_nearest():
+    torch.manual_seed(0)
+    pairs, table = numbered(40), torch.randn(200, 5)
+    negatives = HardNegatives(pairs, 3, every=2)
+    model, autocast = Lookup(table), lambda: torch.autocast("cpu", enabled=False)
+    negatives.refresh(model, 0, CPU, autocast)
+    negatives.refresh(model, 1, CPU, autocast)
+    assert negatives.nearest is None, "nothing is known before the first look"
+    negatives.refresh(model, 2, CPU, autocast)
+    scores = F.normalize(table[100:140]) @ F.normalize(table[:40]).T        # SAR queries optical
+    for place in range(40):
+        others = sorted((other for other in range(40) if other != place), key=lambda other: -scores[place, other])
+        assert negatives.nearest[place].tolist() == others[:3]
+
+
+def test_no_place_comes_twice_and_the_nearest_stand_together():
+    pairs = numbered(40)
+    negatives = HardNegatives(pairs, 3)
+    negatives.nearest = torch.stack([(torch.arange(3) + 1 + place // 4 * 4 + (place % 4)) % 4 + place // 4 * 4 for place in range(40)])   # cliques of four
+    for seed in range(5):
+        order = negatives.order(torch.Generator().manual_seed(seed))
+        assert sorted(order.tolist()) == list(range(40))
+        assert all(len({place // 4 for place in group}) == 1 for group in order.view(10, 4).tolist())
+    batches = list(draw_batches(pairs, 8, 0, 0, 0, "cpu", torch.Generator(), negatives.order))
+    seen = torch.cat([opt[:, 0, 0, 0] for opt, sar in batches])
+    assert len(seen.unique()) == 40
+    for opt, sar in batches:
+        assert len((opt[:, 0, 0, 0] * 255).round().div(4, rounding_mode="floor").unique()) == 2, "two cliques in a batch of eight"
+        assert torch.allclose(sar, opt + 100 / 255, atol=1e-6)
+
+
+def test_hard_negatives_that_cannot_be_had_are_an_error():
+    with pytest.raises(InputError, match="choose at most 39"):
+        HardNegatives(numbered(40), 40)
+    windows = Windows(torch.zeros(1, 9, 9, 3, dtype=torch.uint8), torch.zeros(1, 9, 9, 3, dtype=torch.uint8), torch.tensor([[9, 9]]), 3, 4)
+    with pytest.raises(InputError, match="choose one of them"):
+        HardNegatives(windows, 2)
+
+
+# Gradient caching ----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("chunk", [1, 3, 4, 8])
+def test_the_cached_gradient_is_the_uncached_one(chunk):
+    torch.manual_seed(0)
+    model, loss = PseudoSiamese("resnet18", specify_num=1).eval(), InfoNCE()      # eval: BatchNorm's statistics do not depend on the chunk
+    opt, sar = torch.rand(8, 3, 32, 32), torch.rand(8, 3, 32, 32)
+    gradients = []
+    for network in (model, copy.deepcopy(model)):
+        whole = network is model
+        pool5, fc = network(opt, sar) if whole else in_chunks(network, opt, sar, chunk)
+        loss(fc).backward()
+        gradients.append([fc.detach(), pool5.detach(), *(p.grad for p in network.parameters())])
+    for one, other in zip(*gradients):
+        assert torch.allclose(one, other, atol=1e-5 * max(1, one.abs().max().item()))
+
+
+def test_caching_keeps_the_embeddings_alone():
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        in_chunks(PseudoSiamese("resnet18"), torch.rand(8, 3, 32, 32), torch.rand(8, 3, 32, 32), 2)
+    assert sum(kept) <= 2 * 8 * 3 * 32 * 32, "no more than the images themselves"
+
+
+# The eight symmetries and the views ------------------------------------------------------------------------------
+
+def test_pairs_at_all_eight_symmetries_both_images_alike():
+    image = torch.arange(16, dtype=torch.uint8).view(1, 4, 4, 1).expand(1, 4, 4, 3)
+    pairs = Pairs(["p"], image, ["p"], image + 100, torch.tensor([0]), ["p"], symmetries=True)
+    opt, sar = pairs.draw(torch.zeros(200, dtype=torch.int64), torch.Generator().manual_seed(0))
+    assert torch.equal(sar, opt + 100)
+    eight = apply_symmetry(image.expand(8, 4, 4, 3), torch.arange(8))
+    assert {tuple(x.flatten().tolist()) for x in opt} == {tuple(x.flatten().tolist()) for x in eight}
+
+
+@pytest.mark.parametrize("tta", TEST_TIME)
+def test_the_score_of_views(tta):
+    """Joined: the mean over the views of the score of equal views. Averaged: the score of mean vectors."""
+    torch.manual_seed(0)
+    model = PseudoSiamese("resnet18").eval()
+    images = (torch.rand(2, 3, 16, 16, 3) * 255).to(torch.uint8)
+    autocast = lambda: torch.autocast("cpu", enabled=False)
+    query, gallery = (embed(model, x, m, CPU, autocast, tta=tta)["FC"] for x, m in zip(images, ("sar", "opt")))
+    views = TEST_TIME[tta][0]
+    assert torch.equal(views[0](torch.ones(1, 3, 4, 4)), torch.ones(1, 3, 4, 4))
+    assert torch.allclose(query.norm(dim=1), torch.ones(3), atol=1e-5)
+    with torch.no_grad():
+        x, y = (i.permute(0, 3, 1, 2).float() / 255 for i in images)
+        q, g = ([model(**{m: view(i)})[1] for view in views] for i, m in ((x, "sar"), (y, "opt")))
+    if tta in ("none", "flip", "symmetries"):
+        expected = torch.stack([a @ b.T for a, b in zip(q, g)]).mean(0)
+    else:
+        expected = F.normalize(sum(q)) @ F.normalize(sum(g)).T
+    assert len(views) == {"none": 1, "flip": 2, "symmetries": 8, "exchange": 5, "guided": 2}[tta]
+    assert torch.allclose(query @ gallery.T, expected, atol=1e-5)
+
+
+def test_views_are_different_images():
+    torch.manual_seed(0)
+    image = torch.rand(1, 3, 16, 16)
+    for tta, (views, _) in TEST_TIME.items():
+        seen = [view(image) for view in views]
+        assert all(not torch.allclose(a, b, atol=1e-3) for i, a in enumerate(seen) for b in seen[:i])
+        assert all(view.shape == image.shape for view in seen)
+
+
+# The scripts -----------------------------------------------------------------------------------------------------
+
+def test_contrastive_training_and_its_row_at_test_time(demo, tmp_path):
+    flags = ["--data_path", demo, "--result_path", tmp_path / "run", *SMALL, "--lr", "1e-3", "--lr_head", "1e-3", "--symmetries"]
+    done = script("code_Con/train.py", *flags, "--hard_negatives", "3", "--chunk", "4", "--epochs", "5")
+    assert done.returncode == 0, done.stderr
+    assert "contrastive" in (tmp_path / "run/epochs.csv").read_text().splitlines()[0]
+    tested = script("code_Con/test.py", "--run", tmp_path / "run", "--tta", "symmetries", "--result_path", tmp_path / "row/seed0")
+    assert tested.returncode == 0, tested.stderr
+    assert {file.name for file in (tmp_path / "row/seed0").iterdir()} == {"args.json", "metrics.json"}
+    again = script("code_Con/test.py", "--run", tmp_path / "run", "--result_path", tmp_path / "row/seed0")
+    assert "is finished" in again.stdout and not (tmp_path / "run/test.json").exists()
+
+
+def test_no_margin_where_there_is_no_triplet(demo):
+    done = script("code_Con/train.py", "--data_path", demo, "--margin", "1")
+    assert done.returncode == 2 and "--margin" in done.stderr
