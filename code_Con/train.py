@@ -6,7 +6,6 @@
 
 What each piece gives: docs/contrastive.md.
 """
-import math
 import sys
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from shared.dataset import describe, load_data, steps_per_epoch
 from shared.distributed import gather
 from shared.errors import run_script
 from shared.hard_negatives import HardNegatives
-from shared.losses import InfoNCE
+from shared.losses import build_contrastive, collapsed_value
 from shared.optimizers import build_optimizer, build_schedule
 from shared.run import Run, build_model
 
@@ -33,11 +32,13 @@ def train():
 
     model = build_model(args, run.device)
     negatives = HardNegatives(pairs, args.hard_negatives)
-    infonce = InfoNCE(args.temperature, args.label_smoothing).to(run.device)
-    optimizer = build_optimizer(model, args.optim, args.lr, args.lr_head, infonce)
+    loss = build_contrastive(args.loss, args.temperature, args.label_smoothing)
+    collapsed = {"contrastive": collapsed_value(loss, args.batch_size)}
+    loss.to(run.device)
+    optimizer = build_optimizer(model, args.optim, args.lr, args.lr_head, loss)
     schedule = build_schedule(optimizer, args.schedule, args.epochs, steps)
     network = run.parallelize(model)
-    run.resume(model=model, infonce=infonce, negatives=negatives, optimizer=optimizer, schedule=schedule)
+    run.resume(model=model, loss=loss, negatives=negatives, optimizer=optimizer, schedule=schedule)
 
     for epoch in run.epochs():
         if run.step == 0:
@@ -47,15 +48,15 @@ def train():
             with run.autocast():
                 pool5, fc = in_chunks(network, opt, sar, args.chunk or args.batch_size)   # 2B x 512: optical, SAR
             fc = gather(fc, kinds=2)                                  # of all devices, if there are several
-            contrastive = infonce(fc)
+            contrastive = loss(fc)
 
             optimizer.zero_grad()
             run.scaler.scale(contrastive).backward()
             run.scaler.step(optimizer)
             run.scaler.update()
             schedule.step()
-            run.record(contrastive=contrastive, temperature=infonce.temperature())
-        run.end_epoch(model, evaluation, schedule.get_last_lr()[0], collapsed={"contrastive": math.log(args.batch_size)})
+            run.record(contrastive=contrastive)
+        run.end_epoch(model, evaluation, schedule.get_last_lr()[0], collapsed)
 
 
 if __name__ == "__main__":

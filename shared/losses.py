@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from shared.errors import InputError
+
 
 def squared_distances(a, b):
     """Squared L2 distances of all rows: (N, D), (M, D) -> (N, M), float32, not below 0."""
@@ -66,6 +68,61 @@ class InfoNCE(nn.Module):
         truth = torch.arange(places, device=fc.device)
         return (F.cross_entropy(scores, truth, label_smoothing=self.label_smoothing)
                 + F.cross_entropy(scores.T, truth, label_smoothing=self.label_smoothing)) / 2
+
+
+class BatchHardTriplet(nn.Module):
+    """cross_modal_triplet as a module, to stand beside the others."""
+
+    def forward(self, fc):
+        return cross_modal_triplet(fc)
+
+
+class LibraryLoss(nn.Module):
+    """A loss of pytorch-metric-learning, from optical to SAR and back, with the library's own settings.
+
+    loss: of the library's losses. miner: of its miners, or None for the loss's own choice of pairs.
+    """
+
+    def __init__(self, loss, miner=None):
+        super().__init__()
+        self.loss, self.miner = loss, miner
+
+    def forward(self, fc):
+        """fc: (2B, D) L2-normalised, optical then SAR, B different places. Returns the mean of both directions."""
+        opt, sar = fc.float().chunk(2)
+        return (self._one_way(opt, sar) + self._one_way(sar, opt)) / 2
+
+    def _one_way(self, anchors, others):
+        places = torch.arange(len(anchors), device=anchors.device)
+        same = places.clone()                                         # one tensor for both would mean one set: no positives across
+        chosen = self.miner(anchors, places, others, same) if self.miner else None
+        return self.loss(anchors, places, chosen, others, same)
+
+
+CONTRASTIVE = ("infonce", "triplet", "multi-similarity", "angular", "distance-weighted")
+
+
+def build_contrastive(name, temperature, label_smoothing):
+    """One of CONTRASTIVE. InputError where it takes a library that is not there."""
+    if name == "infonce":
+        return InfoNCE(temperature, label_smoothing)
+    if name == "triplet":
+        return BatchHardTriplet()
+    try:
+        from pytorch_metric_learning import losses, miners
+    except ImportError:
+        raise InputError(f"--loss {name} is a loss of pytorch-metric-learning: pip install -r requirements-losses.txt")
+    if name == "multi-similarity":
+        return LibraryLoss(losses.MultiSimilarityLoss())
+    if name == "angular":
+        return LibraryLoss(losses.AngularLoss())
+    return LibraryLoss(losses.TripletMarginLoss(), miners.DistanceWeightedMiner())
+
+
+def collapsed_value(loss, places, dim=512):
+    """What a loss is where the embeddings of a batch are all alike."""
+    with torch.no_grad():
+        return loss(F.normalize(torch.ones(2 * places, dim))).item()
 
 
 class WassersteinCritic(nn.Module):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from shared.device import AMPS
 from shared.image_store import STORES
-from shared.losses import CRITICS
+from shared.losses import CONTRASTIVE, CRITICS
 from shared.model import ARCHS, POOLINGS
 from shared.test_time import TEST_TIME
 
@@ -32,6 +32,8 @@ def training(description, pseudo_modal=False, adversarial=False, contrastive=Fal
 
     loss = parser.add_argument_group("loss")
     if contrastive:
+        loss.add_argument("--loss", choices=CONTRASTIVE, default="infonce",
+                          help="triplet: batch-hard; the last three are pytorch-metric-learning's (requirements-losses.txt)")
         loss.add_argument("--temperature", type=_above_zero, default=0.05, help="of InfoNCE, to begin with: it is learned")
         loss.add_argument("--label_smoothing", type=_share, default=0.0)
         loss.add_argument("--hard_negatives", type=int, default=0, metavar="K", help="batches of places beside the K that look most like them (0: random batches)")

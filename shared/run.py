@@ -171,8 +171,8 @@ class Run:
         row = {"epoch": self.epoch, "lr": lr, **means, "seconds": round(self.seconds, 1)}
         self.log(f"epoch {self.epoch}: " + " ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch"))
         for name, level in collapsed.items():
-            lately = [past[name] / level for past in [*self.history, row][-STUCK_EPOCHS:]]
-            if len(lately) == STUCK_EPOCHS and all(abs(value - 1) < 0.02 for value in lately):
+            lately = [past[name] for past in [*self.history, row][-STUCK_EPOCHS:]]
+            if len(lately) == STUCK_EPOCHS and all(abs(value - level) < 0.02 * abs(level) for value in lately):
                 self.log(f"the {name} loss has stood at {level:.4g} for {STUCK_EPOCHS} epochs, as where all embeddings are alike: "
                          "they have collapsed; try a lower --lr or --schedule cosine")
         if self.epoch % self.args.eval_every == 0 or self.epoch == self.args.epochs:

@@ -1,18 +1,20 @@
 """What code_Con adds: InfoNCE, the grid pooling, hard negatives, gradient caching, test-time views."""
 import copy
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from conftest import SMALL, script
+from conftest import ROOT, SMALL, script
 from shared.chunks import in_chunks
 from shared.dataset import Pairs, draw_batches
 from shared.errors import InputError
 from shared.evaluate import embed
 from shared.hard_negatives import HardNegatives
-from shared.losses import InfoNCE
+from shared.losses import InfoNCE, build_contrastive, collapsed_value
 from shared.model import PseudoSiamese
 from shared.optimizers import build_optimizer
 from shared.test_time import TEST_TIME
@@ -59,8 +61,60 @@ def test_infonce_learns_its_temperature_and_keeps_it_above_a_hundredth():
 def test_infonce_of_collapsed_embeddings_is_the_logarithm_of_the_batch():
     fc = F.normalize(torch.ones(16, 6))
     assert InfoNCE()(fc).item() == pytest.approx(math.log(8))
+    assert collapsed_value(InfoNCE(), 8) == pytest.approx(math.log(8)) and collapsed_value(build_contrastive("triplet", 0, 0), 8) == pytest.approx(1)
     with pytest.raises(ValueError, match="at least 2 places"):
         InfoNCE()(fc[:2])
+
+
+def multi_similarity_by_loop(fc, alpha=2, beta=50, base=0.5):
+    """Wang et al., "Multi-Similarity Loss", CVPR 2019, equation 15, all pairs across the modalities."""
+    places, total = len(fc) // 2, 0
+    for anchors, others in ((fc[:places], fc[places:]), (fc[places:], fc[:places])):
+        scores = anchors @ others.T
+        for i in range(places):
+            wrong = sum(torch.exp(beta * (scores[i, j] - base)) for j in range(places) if j != i)
+            total = total + (torch.log(1 + torch.exp(-alpha * (scores[i, i] - base))) / alpha + torch.log(1 + wrong) / beta) / places / 2
+    return total
+
+
+def angular_by_loop(fc, degrees=40):
+    """Wang et al., "Deep Metric Learning with Angular Loss", ICCV 2017, equation 8, all negatives of a pair across the modalities."""
+    places, total, squared = len(fc) // 2, 0, math.tan(math.radians(degrees)) ** 2
+    for anchors, others in ((fc[:places], fc[places:]), (fc[places:], fc[:places])):
+        for i in range(places):
+            both = anchors[i] + others[i]
+            terms = [4 * squared * (both * others[j]).sum() - 2 * (1 + squared) * (anchors[i] * others[i]).sum() for j in range(places) if j != i]
+            total = total + torch.log(1 + sum(term.exp() for term in terms)) / places / 2
+    return total
+
+
+@pytest.mark.parametrize("name, by_loop", [("multi-similarity", multi_similarity_by_loop), ("angular", angular_by_loop)])
+def test_the_librarys_losses_are_called_across_the_modalities(name, by_loop):
+    pytest.importorskip("pytorch_metric_learning", reason="pytorch-metric-learning is not installed (requirements-losses.txt)")
+    torch.manual_seed(0)
+    raw = torch.randn(14, 6).requires_grad_()                         # the library normalises once more: compare the gradients before it
+    value, expected = build_contrastive(name, 0, 0)(F.normalize(raw)), by_loop(F.normalize(raw))
+    assert value.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert torch.allclose(torch.autograd.grad(value, raw)[0], torch.autograd.grad(expected, raw)[0], atol=1e-4)
+
+
+def test_distance_weighted_triplets_pull_the_modalities_together():
+    pytest.importorskip("pytorch_metric_learning", reason="pytorch-metric-learning is not installed (requirements-losses.txt)")
+    torch.manual_seed(0)
+    fc = torch.randn(32, 6).requires_grad_()
+    loss, optimizer = build_contrastive("distance-weighted", 0, 0), torch.optim.SGD([fc], lr=5.0)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss(F.normalize(fc)).backward()
+        optimizer.step()
+    opt, sar = F.normalize(fc.detach()).chunk(2)
+    assert ((sar @ opt.T).argmax(1) == torch.arange(16)).float().mean() > 0.9
+
+
+def test_a_loss_of_a_library_that_is_not_there(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pytorch_metric_learning", None)
+    with pytest.raises(InputError, match="pip install -r requirements-losses.txt"):
+        build_contrastive("angular", 0, 0)
 
 
 def test_weight_decay_spares_the_loss_and_with_adamw_the_vectors():
@@ -238,6 +292,24 @@ def test_contrastive_training_and_its_row_at_test_time(demo, tmp_path):
     assert {file.name for file in (tmp_path / "row/seed0").iterdir()} == {"args.json", "metrics.json"}
     again = script("code_Con/test.py", "--run", tmp_path / "run", "--result_path", tmp_path / "row/seed0")
     assert "is finished" in again.stdout and not (tmp_path / "run/test.json").exists()
+
+
+def test_a_stopped_run_goes_on_with_the_same_hard_negatives(demo, tmp_path):
+    def command(out):
+        return [sys.executable, str(ROOT / "code_Con/train.py"), "--data_path", str(demo), "--result_path", str(out), *SMALL,
+                "--lr", "1e-3", "--lr_head", "1e-3", "--hard_negatives", "3", "--epochs", "6"]
+
+    subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
+    process = subprocess.Popen(command(tmp_path / "run"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("epoch 5:"):                               # the look at the embeddings was before it, the sixth epoch needs it
+            process.terminate()
+            break
+    process.communicate()
+    again = subprocess.run(command(tmp_path / "run"), capture_output=True, text=True)
+    assert "going on from epoch" in again.stdout, again.stderr
+    one, other = (torch.load(tmp_path / name / "weights.pt", weights_only=True)["model"] for name in ("whole", "run"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_no_margin_where_there_is_no_triplet(demo):
