@@ -23,8 +23,8 @@ class PseudoSiamese(nn.Module):
     is shared). normalize: subtract ImageNet's mean and divide by its standard deviation first.
     Both copies of a stage start from the same weights. layer4_stride: 1 keeps its resolution, 2 is torchvision's.
     pooling: what makes the POOL5 vector of layer4's maps. max and avg: over the whole image. grid: the average in
-    each cell of a 3 x 3 grid, one after the other, so that the vector knows where things are; both images of a pair
-    show the same ground, so the layout is a part of what tells a place.
+    each cell of a 3 x 3 grid, one after the other, then the maximum of the whole, so that the vector knows where
+    things are: both images of a pair show the same ground, and the layout is a part of what tells a place.
     """
 
     def __init__(self, arch="resnet50", specify_num=0, embedding_dim=512, normalize=True, pooling="max", layer4_stride=1):
@@ -47,7 +47,7 @@ class PseudoSiamese(nn.Module):
         self.sar_stages = copy.deepcopy(self.opt_stages)
         self.shared_stages = nn.ModuleList(stages[specify_num:])
         self.pooling = pooling
-        self.pool5_dim = resnet.fc.in_features * (GRID ** 2 if pooling == "grid" else 1)
+        self.pool5_dim = resnet.fc.in_features * (GRID ** 2 + 1 if pooling == "grid" else 1)
         self.embedding = nn.Sequential(nn.Linear(self.pool5_dim, embedding_dim, bias=False), nn.BatchNorm1d(embedding_dim))
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if normalize else ((0.0,) * 3, (1.0,) * 3)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
@@ -57,7 +57,7 @@ class PseudoSiamese(nn.Module):
         """Embed optical images, SAR images or both.
 
         opt: (B, 3, H, W), sar: (C, 3, H, W), float32 in [0, 1]; either may be left out.
-        Returns pool5 (B + C, 2048 for resnet50, else 512; nine times as many with the grid) and fc (B + C, 512),
+        Returns pool5 (B + C, 2048 for resnet50, else 512; ten times as many with the grid) and fc (B + C, 512),
         float32, L2-normalised, the optical rows first.
         """
         features = []
@@ -76,12 +76,12 @@ class PseudoSiamese(nn.Module):
         return F.normalize(pool5.float()), F.normalize(fc.float())
 
     def pool(self, x):
-        """Maps (B, c, h, w) to vectors: (B, c), or with the grid (B, 9c)."""
+        """Maps (B, c, h, w) to vectors: (B, c), or with the grid (B, 10c)."""
         if self.pooling == "max":
             return x.amax((2, 3))
         if self.pooling == "avg":
             return x.mean((2, 3))
-        return F.adaptive_avg_pool2d(x, GRID).flatten(1)
+        return torch.cat([F.adaptive_avg_pool2d(x, GRID).flatten(1), x.amax((2, 3))], 1)
 
     def backbone_parameters(self):
         """All but the embedding's parameters."""

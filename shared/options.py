@@ -27,7 +27,7 @@ def training(description, pseudo_modal=False, adversarial=False, contrastive=Fal
     model.add_argument("--init", default="imagenet", help="imagenet, none, or the file of a torchvision state dict")
     model.add_argument("--specify_num", type=int, choices=range(6), default=0,
                        help="how many of the five stages exist once for each modality")
-    model.add_argument("--pooling", choices=POOLINGS, default="max", help="of layer4's maps: max or average of the whole image, or averages in a 3 x 3 grid")
+    model.add_argument("--pooling", choices=POOLINGS, default="max", help="of layer4's maps: max or average of the whole image, or averages in a 3 x 3 grid and the max")
     model.add_argument("--layer4_stride", type=int, choices=(1, 2), default=1, help="1 keeps the resolution, 2 is torchvision's")
 
     loss = parser.add_argument_group("loss")

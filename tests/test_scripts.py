@@ -59,6 +59,7 @@ def test_the_critic_does_not_move_the_model_but_its_loss_does(demo, baseline, tm
     ("code_Aux", [], "code_Aux"),
     ("code_Aux", ["--guided_filter"], "code_Aux"),
     ("code_Adv", ["--channel_exchange", "--guided_filter", "--specify_num", "3"], "code_Adv"),
+    ("code_Aux", ["--pooling", "grid", "--layer4_stride", "2", "--symmetries"], "code_Aux"),
     ("code_Adv", ["--adv", "classifier", "--no_normalize", "--optim", "adamw", "--schedule", "step"], "code_Adv"),
 ])
 def test_each_method_trains_and_tests(demo, tmp_path, folder, flags, tested_by):
