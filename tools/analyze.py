@@ -1,0 +1,287 @@
+"""What the table does not answer: how the embeddings of the two modalities lie, what is retrieved, and where it fails.
+
+    python tools/analyze.py --run results/NAME
+    python tools/analyze.py --run results/DATA/triplet/seed0 --run results/DATA/triplet+exchange/seed0
+
+Evaluates on the test split (--data_path: of another data set) and writes into each run's folder `analysis/`: figures.json, and as
+PNG and PDF tsne, matched, pseudo_modal, retrieval, training, failures. Several runs also stand side by side, in the
+first one's folder: tsne_runs, cmc.
+"""
+import argparse
+import csv
+import json
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from matplotlib.ticker import MaxNLocator
+from scipy.stats import spearmanr
+from sklearn.linear_model import LogisticRegression
+from sklearn.manifold import TSNE
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GroupKFold, cross_val_score
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's root, where shared/ and tools/ are
+
+from shared.dataset import find_data, load_splits, to_float
+from shared.device import AMPS, autocast, choose_device
+from shared.errors import run_script
+from shared.evaluate import FEATURES, embed, embed_pairs, expected_ranks, first_answers
+from shared.filters import pseudo_modal
+from shared.files import write_text
+from shared.layouts import read_pairs_csv
+from shared.losses import squared_distances
+from shared.run import load_model
+from tools.figures import CYCLE, GREEN, MARKERS, OPT, ORANGE, PURPLE, SAR, panels, save
+
+PSEUDO = {"exchange": (True, False), "guided": (False, True), "guided, exchange": (True, True)}
+
+
+# The figures ---------------------------------------------------------------------------------------------------
+
+def matched_scores(query, gallery, query_place):
+    """Inner products of matched (N) and of all non-matched (N x (M - 1)) pairs. query: (N, D), gallery: (M, D), query_place: (N)."""
+    scores = query @ gallery.T
+    own = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, query_place[:, None], True)
+    return scores[own], scores[~own]
+
+
+def roc_area(matched, unmatched):
+    """Probability that a matched pair scores higher than a non-matched one (ties: half): the area under the ROC curve."""
+    scores = torch.cat([matched, unmatched]).numpy()
+    return float(roc_auc_score(np.arange(len(scores)) < len(matched), scores))
+
+
+def modality_gap(query, gallery, query_place, folds=5):
+    """How far apart the modalities lie: {"mean_distance", "accuracy"}.
+
+    mean_distance: L2, between the mean embeddings of the two. accuracy: of a logistic regression that tells the modality of an
+    embedding, cross-validated with both images of a place in the same fold; 0.5 is chance where there are as many of each.
+    """
+    embeddings = torch.cat([gallery[query_place], query]).numpy()
+    label = np.repeat([0, 1], len(query))
+    places = np.tile(query_place.numpy(), 2)
+    accuracy = cross_val_score(LogisticRegression(max_iter=1000), embeddings, label, groups=places, cv=GroupKFold(folds)).mean()
+    return {"mean_distance": (query.mean(0) - gallery.mean(0)).norm().item(), "accuracy": float(accuracy)}
+
+
+def betweenness(opt, sar, pseudo):
+    """Share of pseudo-modal embeddings that lie between the two of their place: closer to each than these are to each other. All (N, D)."""
+    distance = lambda a, b: (a - b).square().sum(1)
+    return ((distance(pseudo, opt) < distance(opt, sar)) & (distance(pseudo, sar) < distance(opt, sar))).double().mean().item()
+
+
+def edge_density(images):
+    """Mean gradient magnitude (Sobel, of grey) of each image: (N, S, S, 3) uint8 -> (N) float, grey values for a pixel."""
+    grey = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32) for image in images.numpy()]
+    return np.array([np.hypot(cv2.Sobel(g, cv2.CV_32F, 1, 0, scale=1 / 8), cv2.Sobel(g, cv2.CV_32F, 0, 1, scale=1 / 8)).mean() for g in grey])
+
+
+def ranks_of_truth(query, gallery, query_place):
+    """(N) float: the expected rank of each query's true image, from 1."""
+    (ahead, tied, relevant), _ = expected_ranks(query, gallery, query_place, torch.arange(len(gallery)))
+    return ahead + (tied + 1) / 2
+
+
+def cmc(ranks, most):
+    """Share of queries in percent whose truth is among the first k answers, k = 1 .. most."""
+    return 100 * (ranks[:, None] <= torch.arange(1, most + 1)).double().mean(0)
+
+
+# The pictures ---------------------------------------------------------------------------------------------------
+
+def plot_tsne(axis, opt, sar, title, seed=0):
+    """t-SNE of paired embeddings (N, D), the two of a place joined by a line."""
+    both = torch.cat([opt, sar]).numpy()
+    points = TSNE(perplexity=min(30, (len(both) - 1) / 3), init="pca", random_state=seed).fit_transform(both)
+    a, b = points[:len(opt)], points[len(opt):]
+    axis.plot(np.stack([a[:, 0], b[:, 0]]), np.stack([a[:, 1], b[:, 1]]), color="0.7", linewidth=0.4, zorder=0)
+    axis.scatter(*a.T, s=6, color=OPT, marker="o", linewidths=0, label="optical")
+    axis.scatter(*b.T, s=6, color=SAR, marker="^", linewidths=0, label="SAR")
+    axis.set(title=title, xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2")
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=2, markerscale=1.5)
+
+
+def plot_matched(matched, unmatched, area, file):
+    figure, axes = panels(2)
+    for axis, values, label in ((axes[0], lambda x: 2 - 2 * x, "squared L2 distance"), (axes[1], lambda x: x, "inner product")):
+        bins = np.linspace(*np.percentile(values(torch.cat([matched, unmatched])).numpy(), (0, 100)), 60)
+        axis.hist(values(unmatched).numpy(), bins, density=True, color=ORANGE, alpha=0.6, label="non-matched")
+        axis.hist(values(matched).numpy(), bins, density=True, histtype="step", color=OPT, linewidth=1.5, label="matched")
+        axis.set(xlabel=label, ylabel="density")
+    axes[1].legend(title=f"ROC area {area:.4f}", loc="upper left")
+    save(figure, file)
+
+
+def plot_pseudo_modal(opt, sar, pseudo, shares, file, seed=0):
+    """t-SNE of the images and their pseudo-modal images together. pseudo: name -> (optical, SAR), each (N, D)."""
+    parts = {"optical": opt, "SAR": sar, **{f"{name} of {modality}": one for name, both in pseudo.items() for modality, one in zip(("optical", "SAR"), both)}}
+    joined = torch.cat(list(parts.values())).numpy()
+    points = TSNE(perplexity=min(30, (len(joined) - 1) / 3), init="pca", random_state=seed).fit_transform(joined)
+    figure, (axis, bars) = panels(2, height=3)
+    for i, (name, colour, marker) in enumerate(zip(parts, (OPT, SAR, "#56B4E9", ORANGE, GREEN, PURPLE, "0.3", "0.6"), "o^o^o^o^")):
+        axis.scatter(*points[i * len(opt):(i + 1) * len(opt)].T, s=5, color=colour, marker=marker, linewidths=0, label=name)
+    axis.set(xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2")
+    axis.legend(markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5))
+    bars.barh(list(shares), [100 * value for value in shares.values()], color=GREEN)
+    bars.set(xlabel="between the two of their place (%)", xlim=(0, 100))
+    bars.invert_yaxis()
+    save(figure, file)
+
+
+def plot_retrieval(pairs, query, gallery, ranks, file, seed=0, each=12, answers=5):
+    """12 right and 12 wrong queries: the query, the first answers with scores, the truth with its rank."""
+    scores, found = first_answers(query, gallery, min(answers, len(gallery)))
+    order = torch.randperm(len(query), generator=torch.Generator().manual_seed(seed))
+    right, wrong = [order[ranks[order] == 1][:each], order[ranks[order] > 1][:each]]
+    rows = torch.cat([right, wrong]).tolist()
+    columns = found.shape[1] + 2
+    figure, axes = panels(columns, max(1, len(rows)), width=0.8, height=0.95)
+    for axis in axes:
+        axis.set(xticks=[], yticks=[])
+    for i, row in enumerate(rows):
+        place = pairs.sar_place[row].item()
+        shown = [(pairs.sar[row], pairs.sar_names[row], "black")]
+        shown += [(pairs.opt[one], f"{score:.3f}", GREEN if one == place else SAR) for one, score in zip(found[row].tolist(), scores[row].tolist())]
+        shown += [(pairs.opt[place], f"truth: rank {ranks[row]:.0f}", "black")]
+        for axis, (image, text, colour) in zip(axes[i * columns:(i + 1) * columns], shown):
+            axis.imshow(image.numpy())
+            axis.set_title(text, fontsize=5, pad=2, color=colour)
+            for spine in axis.spines.values():
+                spine.set(visible=True, color=colour, linewidth=1 if colour == "black" else 2)
+    save(figure, file)
+
+
+def plot_training(epochs, file):
+    """The loss terms, the learning rate and top-1 over the epochs. epochs: the rows of epochs.csv."""
+    number = [int(row["epoch"]) for row in epochs]
+    terms = [name for name in epochs[0] if name not in ("epoch", "lr", "seconds") and not name.startswith(FEATURES)]
+    figure, (loss, rate, top1) = panels(3, width=2.4)
+    for name, colour in zip(terms, CYCLE):
+        loss.plot(number, [float(row[name]) for row in epochs], color=colour, label=name)
+    loss.set(xlabel="epoch", ylabel="loss term", yscale="symlog" if len(terms) > 1 else "linear")
+    loss.legend()
+    rate.plot(number, [float(row["lr"]) for row in epochs], color=OPT)
+    rate.set(xlabel="epoch", ylabel="learning rate of the backbone")
+    for feature, colour, marker in zip(FEATURES, CYCLE, MARKERS):
+        known = [(int(row["epoch"]), float(row[f"{feature}_top1"])) for row in epochs if row.get(f"{feature}_top1")]
+        top1.plot(*zip(*known), color=colour, marker=marker, markersize=3, label=feature)
+    top1.set(xlabel="epoch", ylabel="top-1 (%)", ylim=(0, 100))
+    top1.legend()
+    for axis in (loss, rate, top1):
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    save(figure, file)
+
+
+def plot_failures(ranks, density, regions, correlation, file):
+    """Rank of the truth against edge density, and by region where that is known. regions: N names or None."""
+    figure, axes = panels(2 if regions else 1)
+    axes[0].scatter(density, ranks, s=5, color=OPT, linewidths=0, alpha=0.6)
+    axes[0].set(xlabel="edge density of the optical image (grey values for a pixel)", ylabel="rank of the truth", yscale="log",
+                title=f"Spearman's rank correlation {correlation:.2f}")
+    if regions:
+        names = sorted(set(regions))
+        at = np.array(regions)
+        axes[1].bar(names, [100 * (ranks.numpy()[at == name] == 1).mean() for name in names], color=OPT)
+        axes[1].set(xlabel="region", ylabel="top-1 (%)", ylim=(0, 100))
+    save(figure, file)
+
+
+# One run, and several ------------------------------------------------------------------------------------------
+
+def analyze(run, args, device):
+    """Everything about one run; returns what the pictures of several runs take."""
+    model, img_size = load_model(run, device)
+    mixed = autocast(device, args.amp)
+    data_path = args.data_path or json.loads((run / "args.json").read_text())["data_path"]
+    pairs, = load_splits(data_path, ("test",), img_size, args.workers)
+    query, gallery = (part[args.feature] for part in embed_pairs(model, pairs, device, mixed))
+    folder = run / "analysis"
+    folder.mkdir(exist_ok=True)
+
+    ranks = ranks_of_truth(query, gallery, pairs.sar_place)
+    matched, unmatched = matched_scores(query, gallery, pairs.sar_place)
+    area = roc_area(matched, unmatched)
+    plot_matched(matched, unmatched, area, folder / "matched")
+
+    sample = torch.randperm(len(query), generator=torch.Generator().manual_seed(0))[:args.sample]
+    opt, sar = gallery[pairs.sar_place[sample]], query[sample]
+    figure, axes = panels(1, height=3)
+    plot_tsne(axes[0], opt, sar, name_of(run))
+    save(figure, folder / "tsne")
+
+    pseudo, shares = {}, {}
+    for name, (exchange, guided) in PSEUDO.items():
+        generator = torch.Generator().manual_seed(0)
+        both = [embed(model, filtered(images, exchange, guided, generator), modality, device, mixed)[args.feature]
+                for images, modality in ((pairs.opt, "opt"), (pairs.sar, "sar"))]
+        for modality, one, place in (("optical", both[0], pairs.sar_place), ("SAR", both[1], slice(None))):
+            shares[f"{name} of {modality}"] = betweenness(gallery[pairs.sar_place], query, one[place])
+        pseudo[name] = both[0][pairs.sar_place[sample]], both[1][sample]
+    plot_pseudo_modal(opt, sar, {name: pseudo[name] for name in ("exchange", "guided")}, shares, folder / "pseudo_modal")
+
+    plot_retrieval(pairs, query, gallery, ranks, folder / "retrieval")
+    with open(run / "epochs.csv", newline="") as file:
+        plot_training(list(csv.DictReader(file)), folder / "training")
+    density = edge_density(pairs.opt)[pairs.sar_place.numpy()]
+    correlation = float(spearmanr(density, ranks.numpy()).statistic)
+    known = read_pairs_csv(find_data(data_path), "test")
+    regions = [known.get(pairs.names[place], {}).get("region", "") for place in pairs.sar_place.tolist()]
+    plot_failures(ranks, density, regions if all(regions) else None, correlation, folder / "failures")
+
+    figures = {"feature": args.feature, "queries": len(query), "gallery": len(gallery), "top1": cmc(ranks, 1)[0].item(), "roc_area": area,
+               "modality_gap": modality_gap(query, gallery, pairs.sar_place), "between": shares, "rank_edge_density_correlation": correlation,
+               "median_distance": {"matched": (2 - 2 * matched).median().item(), "non-matched": (2 - 2 * unmatched).median().item()}}
+    write_text(folder / "figures.json", json.dumps(figures, indent=1))
+    print(f"{run}: ROC area {area:.4f}; modality gap {figures['modality_gap']['mean_distance']:.3f}, told apart with "
+          f"{100 * figures['modality_gap']['accuracy']:.1f}%; rank against edge density {correlation:.2f}")
+    print("  between the two of their place: " + ", ".join(f"{name} {100 * share:.1f}%" for name, share in shares.items()))
+    print(f"  {folder}")
+    return {"run": run, "opt": opt, "sar": sar, "ranks": ranks}
+
+
+def name_of(run):
+    """The row's name of results/DATA/ROW/seedK, else the folder's."""
+    run = run.resolve()
+    return run.parent.name if run.name.startswith("seed") else run.name
+
+
+def filtered(images, exchange, guided, generator):
+    """(N, S, S, 3) uint8 -> its pseudo-modal images, the same."""
+    parts = [pseudo_modal(to_float(part, torch.device("cpu")), exchange, guided, generator) for part in images.split(64)]
+    return (torch.cat(parts) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, action="append", required=True, help="the folder of a run; may be given several times")
+    parser.add_argument("--data_path", help="another data set than the run's own")
+    parser.add_argument("--feature", choices=FEATURES, default="FC")
+    parser.add_argument("--sample", type=int, default=200, help="places in the t-SNE pictures")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--amp", choices=AMPS, default="auto")
+    parser.add_argument("--workers", type=int, default=2)
+    args = parser.parse_args()
+    device = choose_device(args.device)
+    for run in args.run:
+        load_model(run, device)                         # a folder without a run is named before the work on the others
+    found = [analyze(run, args, device) for run in args.run]
+    if len(found) > 1:
+        folder = args.run[0] / "analysis"
+        figure, axes = panels(len(found), width=2.4, height=2.6)
+        for axis, one in zip(axes, found):
+            plot_tsne(axis, one["opt"], one["sar"], name_of(one["run"]))
+        save(figure, folder / "tsne_runs")
+        figure, axes = panels(height=2.8)
+        for one, colour, marker in zip(found, CYCLE * 9, MARKERS * 9):
+            axes[0].plot(range(1, 21), cmc(one["ranks"], 20), color=colour, marker=marker, markersize=2.5, label=name_of(one["run"]))
+        axes[0].set(xlabel="rank k", ylabel="queries with the truth in the first k (%)", ylim=(None, 100))
+        axes[0].legend()
+        save(figure, folder / "cmc")
+        print(f"side by side: {folder / 'tsne_runs.png'}, {folder / 'cmc.png'}")
+
+
+if __name__ == "__main__":
+    run_script(main)
