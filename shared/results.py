@@ -1,9 +1,10 @@
 """The ablation table: every finished run of a data set, mean and standard deviation over the seeds.
 
-    python shared/results.py results/SN6align200 [--rows triplet triplet+exchange ...]
+    python shared/results.py results/SN6align200 [--rows triplet triplet+exchange ...] [--validation]
 
 A run is a folder results/DATA/ROW/seedK with a metrics.json. Writes table.md and table.csv beside the rows
-and prints the first. Rows named by --rows come first, in that order, then any others found.
+and prints the first. Rows named by --rows come first, in that order, then any others found. --validation tabulates the runs
+that were evaluated on held-out training tiles (--validate) instead of those evaluated on the test split.
 """
 import argparse
 import json
@@ -39,17 +40,26 @@ The author's second table (batch 24, FC top-1 and mAP): base 62.66, 72.99; chann
 """
 
 
-def collect(folder, first=()):
+def finished_runs(folder, evaluated_on):
+    """Row name -> [(the run's folder, its metrics)], of the runs that were evaluated on `test` or on `validation` places."""
+    rows = {}
+    for file in sorted(folder.glob("*/seed*/metrics.json")):
+        metrics = json.loads(file.read_text())
+        if metrics["evaluated_on"] == evaluated_on:
+            rows.setdefault(file.parent.parent.name, []).append((file.parent, metrics))
+    return rows
+
+
+def collect(folder, first=(), evaluated_on="test"):
     """The table's rows as dictionaries of COLUMNS. Raises InputError where no run is finished."""
-    found = sorted({file.parent.parent.name for file in folder.glob("*/seed*/metrics.json")})
+    found = finished_runs(folder, evaluated_on)
     names = [name for name in first if name in found] + [name for name in found if name not in first]
     if not names:
-        raise InputError(f"{folder} holds no finished run (ROW/seedK/metrics.json): bash run.sh makes them")
+        raise InputError(f"{folder} holds no finished run (ROW/seedK/metrics.json) evaluated on {evaluated_on} places: bash run.sh makes them")
     rows = []
     for name in names:
-        runs = [json.loads(file.read_text()) for file in sorted((folder / name).glob("seed*/metrics.json"))]
-        runs = [run for run in runs if run["evaluated_on"] == "test"]  # validation figures are for choosing, not for the table
-        for feature in ("FC", "POOL5") if runs else ():
+        runs = [metrics for _, metrics in found[name]]
+        for feature in ("FC", "POOL5"):
             values = {figure: [run[feature][figure] for run in runs] for figure in FIGURES}
             std = {figure: statistics.stdev(values[figure]) if len(runs) > 1 else "" for figure in ("top1", "mAP")}
             rows.append({"row": name, "feature": feature, "seeds": len(runs),
@@ -74,22 +84,24 @@ def markdown(rows, authors):
     return "\n".join(lines) + "\n" + (AUTHORS_NOTES if authors else "")
 
 
-def recipes(folder):
+def recipes(folder, evaluated_on="test"):
     """How the runs of a folder were trained: one line, or one for each recipe with the rows that it made."""
     rows = {}
-    for file in sorted(folder.glob("*/seed*/metrics.json")):
-        args = json.loads((file.parent / "args.json").read_text())
+    for name, run in ((name, run) for name, runs in finished_runs(folder, evaluated_on).items() for run, _ in runs):
+        args = json.loads((run / "args.json").read_text())
         line = ("{arch}, {img_size} px, init {init}, {epochs} epochs, {batch_size} pairs, {optim}, {schedule} schedule, "
                 "learning rates {lr} and {lr_head}").format(**args) + (", windows" if args["windows"] else "")
-        rows.setdefault(line, {})[file.parent.parent.name] = None
+        rows.setdefault(line, {})[name] = None
     if len(rows) == 1:
         return [f"Ours: {line}." for line in rows]
     return [f"{', '.join(names)}: {line}." for line, names in rows.items()]
 
 
-def write_table(folder, first=()):
-    rows = collect(folder, first)
-    text = markdown(rows, folder.resolve().name == AUTHORS_DATA_SET) + "\n" + "\n\n".join(recipes(folder))
+def write_table(folder, first=(), evaluated_on="test"):
+    rows = collect(folder, first, evaluated_on)
+    text = markdown(rows, folder.resolve().name == AUTHORS_DATA_SET) + "\n" + "\n\n".join(recipes(folder, evaluated_on))
+    if evaluated_on == "validation":
+        text += "\n\nEvaluated on held-out tiles of the training split, to choose by: not figures of the test split."
     if folder.resolve().name == "demo":
         text += "\nDemo pairs: a check that everything works, no result of the method."
     rounded = [{name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()} for row in rows]
@@ -103,8 +115,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="results/<data set>")
     parser.add_argument("--rows", nargs="*", default=[], help="the order of the rows")
+    parser.add_argument("--validation", action="store_true", help="of the runs evaluated on held-out training tiles")
     args = parser.parse_args()
-    write_table(args.folder, args.rows)
+    write_table(args.folder, args.rows, "validation" if args.validation else "test")
 
 
 if __name__ == "__main__":

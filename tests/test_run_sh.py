@@ -96,6 +96,14 @@ def test_the_authors_figures_stand_beside_ours_only_on_the_authors_data(tmp_path
     assert "Ours: resnet18, 96 px, init none, 20 epochs, 48 pairs" in (tmp_path / "other/table.md").read_text()
 
 
+def test_validation_figures_have_a_table_of_their_own(tmp_path):
+    finished(tmp_path, "triplet", 0, 20.0)
+    finished(tmp_path, "aa", 0, 99.0, evaluated_on="validation")
+    done = script("shared/results.py", tmp_path, "--validation")
+    assert done.returncode == 0 and "| aa | FC | 1 | 99.00 |" in done.stdout and "triplet" not in done.stdout
+    assert "not figures of the test split" in done.stdout
+
+
 def test_an_empty_folder_is_an_error(tmp_path):
     with pytest.raises(InputError, match="holds no finished run"):
         collect(tmp_path)
