@@ -1,6 +1,6 @@
 """Windows drawn anywhere in whole training tiles: as many places as one likes from the same ground.
 
-DATA/train_tiles/{opt,sar}/TILE.png|jpg|tif hold the tiles that the training crops were cut from, whole and aligned.
+DATA/train_tiles/{opt,sar}/TILE.png|jpg|tif (or TILE__PART) hold the tiles that the training crops were cut from, whole and aligned.
 """
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -83,7 +83,7 @@ def load_windows(root, pairs, crop, img_size, workers, batch_size):
         problems.append(f"{files[there][name]}: there is no such tile in the other modality")
     names = sorted(files["opt"].keys() & files["sar"].keys())
     if pairs.tiles != pairs.names:                      # pairs.csv knows the tiles: those held out for validation are not drawn from
-        names = [name for name in names if name in set(pairs.tiles)]
+        names = [name for name in names if name.split("__")[0] in set(pairs.tiles)]
     scale = img_size / crop
 
     def read(job):

@@ -1,6 +1,7 @@
 """The prepare scripts: crops lie where their names say, splits never overlap, faults are named, interrupted runs go on."""
 import csv
 import json
+import runpy
 import shutil
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from archive import METRES, ORIGIN, STRIPS, write_archive
-from conftest import REAL, SMALL, script
+from conftest import REAL, ROOT, SMALL, script
 from shared.split import split_by_blocks, split_by_tiles
 
 SN6, S1S2 = "data/SN6align200/prepare.py", "data/S1S2align200/prepare.py"
@@ -137,6 +138,47 @@ def test_orientation_keeps_strips_imaged_from_one_side(archive, tmp_path):
     assert script(SN6, archive[0], tmp_path / "out", "--crop", CROP, "--orientation", "south", "--strips", "all").returncode == 0
     strips = {f.stem.partition("__")[2] for f in (tmp_path / "out").glob("*/sar/*.png")}
     assert strips == {STRIPS[1]} and {row["from"] for row in rows_of(tmp_path / "out")} == {"south"}
+
+
+def test_rectangles_cover_each_cell_once_the_largest_first():
+    pytest.importorskip("rasterio", reason="requirements-data.txt is not installed")
+    rectangles = runpy.run_path(str(ROOT / SN6))["rectangles"]
+    cells = {(x, y) for x in range(3) for y in range(2)} | {(0, 2), (7, 7)}
+    assert rectangles(cells) == [(0, 0, 3, 2), (0, 2, 1, 1), (7, 7, 1, 1)]
+    for seed in range(20):
+        cells = {tuple(cell) for cell in np.random.default_rng(seed).integers(0, 6, (25, 2)).tolist()}
+        found = rectangles(cells)
+        covered = [(x + i, y + j) for x, y, width, height in found for i in range(width) for j in range(height)]
+        assert len(covered) == len(set(covered)) and set(covered) == cells
+        largest = max(w * h for x in range(6) for y in range(6) for w in range(1, 7) for h in range(1, 7)
+                      if {(x + i, y + j) for i in range(w) for j in range(h)} <= cells)
+        assert found[0][2] * found[0][3] == largest
+
+
+def test_kept_tiles_hold_all_training_ground_and_no_other(archive, tmp_path):
+    rgb = archive[1][0]
+    done = script(SN6, archive[0], tmp_path / "out", "--crop", CROP, "--block", "4", "--keep_tiles")
+    assert done.returncode == 0, done.stderr
+    rows = rows_of(tmp_path / "out")
+    seen = np.zeros(rgb.shape[1:], bool)
+    for row in rows:
+        if row["split"] == "train":
+            left, top = round((float(row["x_m"]) - ORIGIN[0]) / METRES) - CROP // 2, round((ORIGIN[1] - float(row["y_m"])) / METRES) - CROP // 2
+            seen[top:top + CROP, left:left + CROP] = True
+    whole = rgb.transpose(1, 2, 0)
+    starts = {whole[i, j:j + 4].tobytes(): (i, j) for i in range(whole.shape[0]) for j in range(whole.shape[1] - 3)}       # four pixels tell where
+    kept, larger = np.zeros_like(seen), 0
+    files = sorted((tmp_path / "out/train_tiles/opt").glob("*.png"))
+    for file in files:
+        image = pixels(file)
+        i, j = starts[image[0, :4].tobytes()]
+        assert np.array_equal(image, whole[i:i + image.shape[0], j:j + image.shape[1]])
+        assert pixels(file.parents[1] / "sar" / file.name).shape == image.shape
+        assert seen[i:i + image.shape[0], j:j + image.shape[1]].all() and not kept[i:i + image.shape[0], j:j + image.shape[1]].any()
+        kept[i:i + image.shape[0], j:j + image.shape[1]] = True
+        larger += image.shape[0] * image.shape[1] > CROP * CROP
+    assert np.array_equal(kept, seen) and larger > 0
+    assert {file.stem.split("__")[0] for file in files} == {row["tile"] for row in rows if row["split"] == "train"}
 
 
 def test_blocks_leave_a_gap_and_give_the_places_asked_for():

@@ -153,12 +153,28 @@ def percentiles(histograms):
     return np.array([[LOW_DB + width * (np.searchsorted(band, level) + 0.5) for level in (0.01, 0.99)] for band in share])
 
 
-def cut_tile(job, out, crop, limits):
-    """Write the crops of one tile. job: (RGB file, SAR file, [(split, modality, name, row, column)])."""
+def rectangles(cells):
+    """Cover grid cells with rectangles of them, the largest first, each cell once: a list of (x, y, width, height)."""
+    left, found = set(cells), []
+    while left:
+        best = (0, 0, 0, 0)
+        for x, y in sorted(left):
+            width, height = len(left), 1
+            while (x, y + height - 1) in left:                        # one row more, as wide as all the rows so far
+                width = next(i for i in range(width + 1) if i == width or (x + i, y + height - 1) not in left)
+                best = max(best, (x, y, width, height), key=lambda one: one[2] * one[3])
+                height += 1
+        found.append(best)
+        left -= {(best[0] + i, best[1] + j) for i in range(best[2]) for j in range(best[3])}
+    return found
+
+
+def cut_tile(job, out, limits):
+    """Write the crops of one tile. job: (RGB file, SAR file, [(folder, modality, name, row, column, height, width)])."""
     rgb_file, sar_file, crops = job
     with rasterio.open(rgb_file) as rgb, rasterio.open(sar_file) as sar:
-        for split, modality, name, row, column in crops:
-            window = ((row, row + crop), (column, column + crop))
+        for folder, modality, name, row, column, height, width in crops:
+            window = ((row, row + height), (column, column + width))
             if modality == "opt":
                 image = rgb.read(window=window).transpose(1, 2, 0)
             else:
@@ -167,7 +183,7 @@ def cut_tile(job, out, crop, limits):
                 # A missing pixel is black in all three.
                 bands = np.where(np.isfinite(bands).all(0) & (bands != 0).all(0), (bands - low) / (high - low) * 255, 0)
                 image = bands.clip(0, 255).round().astype(np.uint8).transpose(1, 2, 0)
-            write_png(out / split / modality / f"{name}.png", np.ascontiguousarray(image))
+            write_png(out / folder / modality / f"{name}.png", np.ascontiguousarray(image))
 
 
 def main():
@@ -180,6 +196,7 @@ def main():
     parser.add_argument("--orientation", choices=("north", "south", "both"), default="both", help="keep strips imaged from there only")
     parser.add_argument("--test_places", type=int, help=f"default: {AUTHORS_TEST_PLACES}, the author's gallery; {SMALL_SHARE:.0%} of a small archive")
     parser.add_argument("--block", type=int, help="cells along a side of the blocks that are split (default: 10, in a small archive as many as one block for testing needs)")
+    parser.add_argument("--keep_tiles", action="store_true", help="also write the training ground in pieces as large as tiles and blocks allow, to train_tiles/")
     parser.add_argument("--seed", type=int, default=0, help="of the split")
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
@@ -188,8 +205,9 @@ def main():
     if args.orientation != "both":
         tiles = [tile for tile in tiles if orientations[tile[0]] == ("north", "south").index(args.orientation)]
     settings = {name: value for name, value in vars(args).items() if name not in ("source", "out", "workers")}
+    folders = ("train", "test", "train_tiles") if args.keep_tiles else ("train", "test")
     open_output(args.out, {**settings, "tiles": [rgb.name for _, rgb, _ in tiles]},
-                [f"{split}/{modality}" for split in ("train", "test") for modality in ("opt", "sar")])
+                [f"{folder}/{modality}" for folder in folders for modality in ("opt", "sar")])
     surveys, histograms = survey(tiles, args.out, args.crop, args.workers)
 
     # Which tiles show each place, the one with most valid pixels first.
@@ -219,13 +237,26 @@ def main():
             name = f"x{x}_y{y}"
             for rank, (_, strip, index, row, column) in enumerate(views[x, y]):
                 if rank == 0:
-                    jobs[index].append((split, "opt", name, row, column))
-                jobs[index].append((split, "sar", f"{name}__{strip}" if args.strips == "all" else name, row, column))
+                    jobs[index].append((split, "opt", name, row, column, args.crop, args.crop))
+                jobs[index].append((split, "sar", f"{name}__{strip}" if args.strips == "all" else name, row, column, args.crop, args.crop))
             rows.append({"split": split, "id": name, "region": "Rotterdam", "tile": f"x{x // block}_y{y // block}", "x_m": (x + 0.5) * side,
                          "y_m": (y + 0.5) * side, "size_m": side, "from": " ".join(("north", "south")[orientations[view[1]]] for view in views[x, y])})
+    if args.keep_tiles:
+        # Training cells that one tile shows and that lie in one block, joined: no piece reaches into the gap or into another block.
+        joined = defaultdict(dict)
+        for x, y in splits["train"]:
+            _, _, index, row, column = views[x, y][0]
+            joined[f"x{x // block}_y{y // block}", index][x, y] = row, column
+        pieces = defaultdict(int)
+        for (name, index), cells in sorted(joined.items()):
+            for x, y, width, height in rectangles(cells):
+                row, column = cells[x, y + height - 1]                # rows count from the north, y from the south
+                for modality in ("opt", "sar"):
+                    jobs[index].append(("train_tiles", modality, f"{name}__{pieces[name]}", row, column, height * args.crop, width * args.crop))
+                pieces[name] += 1
     with ProcessPoolExecutor(args.workers) as pool:
         work = [(tiles[index][1], tiles[index][2], crops) for index, crops in sorted(jobs.items())]
-        for _ in tqdm(pool.map(partial(cut_tile, out=args.out, crop=args.crop, limits=limits), work), total=len(work), desc="crops", disable=None):
+        for _ in tqdm(pool.map(partial(cut_tile, out=args.out, limits=limits), work), total=len(work), desc="crops", disable=None):
             pass
     write_pairs_csv(args.out, ("split", "id", "region", "tile", "x_m", "y_m", "size_m", "from"), rows)
 
