@@ -24,7 +24,7 @@ from shared.run import Run, build_model
 
 def train():
     args = options.training(__doc__, pseudo_modal=True, adversarial=True).parse_args()
-    auxiliary = args.channel_exchange or args.guided_filter
+    auxiliary = args.channel_exchange or args.filter
     kinds = 4 if auxiliary else 2
     run = Run(args)
 
@@ -44,8 +44,9 @@ def train():
         model.train()
         for opt, sar in run.batches(pairs, epoch):                    # B x 3 x S x S in [0, 1]
             if auxiliary:
-                opt = torch.cat([opt, pseudo_modal(opt, args.channel_exchange, args.guided_filter, run.generator)])
-                sar = torch.cat([sar, pseudo_modal(sar, args.channel_exchange, args.guided_filter, run.generator)])
+                opt_pseudo = pseudo_modal(opt, args.channel_exchange, args.filter, run.generator, guide=sar)
+                sar_pseudo = pseudo_modal(sar, args.channel_exchange, args.filter, run.generator, guide=opt)
+                opt, sar = torch.cat([opt, opt_pseudo]), torch.cat([sar, sar_pseudo])
             with run.autocast():                                      # kinds x B x 512: optical (and pseudo-), SAR (and pseudo-)
                 pool5, fc = network(opt, sar)
             fc = gather(fc, kinds=kinds)                              # of all devices, if there are several

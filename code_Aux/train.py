@@ -23,7 +23,7 @@ from shared.run import Run, build_model
 
 def train():
     args = options.training(__doc__, pseudo_modal=True).parse_args()
-    if not args.guided_filter:
+    if not args.filter:
         args.channel_exchange = True
     run = Run(args)
 
@@ -40,8 +40,8 @@ def train():
     for epoch in run.epochs():
         model.train()
         for opt, sar in run.batches(pairs, epoch):                    # B x 3 x S x S in [0, 1]
-            opt_pseudo = pseudo_modal(opt, args.channel_exchange, args.guided_filter, run.generator)
-            sar_pseudo = pseudo_modal(sar, args.channel_exchange, args.guided_filter, run.generator)
+            opt_pseudo = pseudo_modal(opt, args.channel_exchange, args.filter, run.generator, guide=sar)
+            sar_pseudo = pseudo_modal(sar, args.channel_exchange, args.filter, run.generator, guide=opt)
             with run.autocast():                                      # 4B x 512: optical, pseudo-optical, SAR, pseudo-SAR
                 pool5, fc = network(torch.cat([opt, opt_pseudo]), torch.cat([sar, sar_pseudo]))
             fc = gather(fc, kinds=4)                                  # of all devices, if there are several

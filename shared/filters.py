@@ -6,6 +6,7 @@ takes the colour away, the guided filter the texture.
 import cv2
 import numpy as np
 import torch
+from torchvision.transforms.functional import gaussian_blur
 
 # Rows: what fills the three channels. Columns: the weights of R, G and B. Grey is ITU-R BT.601's luma.
 EXCHANGES = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.2989, 0.5870, 0.1140]])
@@ -124,15 +125,62 @@ def guided_filter_opencv(guide, image, radius=4, eps=0.36):
     return cv2.ximgproc.guidedFilter(guide, image, radius, eps * 255 ** 2) / 255
 
 
-def pseudo_modal(images, exchange, guided, generator=None):
-    """The pseudo-modal images of a batch: guided filter, then channel exchange, each where asked for.
+def lee_filter(images, radius=3, looks=4):
+    """The field's own speckle filter: towards the window's mean, the more so the less the window varies beyond speckle.
 
-    images: (B, 3, H, W) float32 in [0, 1]. Returns the same shape, in [0, 1].
-    The filtered image is divided by each channel's maximum, as the author does, since the large eps
+    images: (B, 3, H, W) float32 in [0, 1]. looks: the equivalent number of looks, whose inverse is speckle's squared
+    coefficient of variation. Borders mirror with the edge pixel repeated. Returns the same shape.
+    Source: Lee, "Digital Image Enhancement and Noise Filtering by Use of Local Statistics", TPAMI 1980, section III, in
+    the form of Lopes et al., "Adaptive Speckle Filters and Scene Heterogeneity", TGRS 1990, equations 5 and 6.
+    """
+    _check_images("lee_filter", images)
+    images, area = images.float(), (2 * radius + 1) ** 2
+    mean = _box_sum(images, radius) / area
+    variance = (_box_sum(images.square(), radius) / area - mean.square()).clamp(min=0)
+    weight = (1 - mean.square() / looks / variance.clamp(min=1e-12)).clamp(min=0)
+    return mean + weight * (images - mean)
+
+
+def gaussian_filter(images, sigma=2.0):
+    """The control: a Gaussian blur, sigma in pixels. (B, 3, H, W) float32 -> the same."""
+    _check_images("gaussian_filter", images)
+    return gaussian_blur(images.float(), 2 * round(3 * sigma) + 1, sigma)
+
+
+def _each(filter_one):
+    """A filter of OpenCV's, (image, guide) of (H, W, 3) uint8 -> (H, W, 3), as one on batches of tensors; it runs on the CPU."""
+    def filter_all(images, guide):
+        to_bytes = lambda x: (x.float() * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        out = np.stack([filter_one(image, by) for image, by in zip(to_bytes(images), to_bytes(guide))])
+        return (torch.from_numpy(out).permute(0, 3, 1, 2).float() / 255).to(images.device)
+    return filter_all
+
+
+# Name -> filter(images, guide), both (B, 3, H, W) float32 in [0, 1]; `guide` is the place's image of the other modality.
+FILTERS = {
+    "none": lambda images, guide: images,
+    "guided": lambda images, guide: guided_filter(images, images),
+    "guided-by-other": lambda images, guide: guided_filter(guide, images, eps=0.01),      # with 0.36 a mere box mean
+    "bilateral": _each(lambda image, guide: cv2.bilateralFilter(image, 9, 40, 4)),
+    "rolling-guidance": _each(lambda image, guide: cv2.ximgproc.rollingGuidanceFilter(image, d=9, sigmaColor=40, sigmaSpace=4, numOfIter=4)),
+    "domain-transform": _each(lambda image, guide: cv2.ximgproc.dtFilter(image, image, 8, 60)),
+    "anisotropic-diffusion": _each(lambda image, guide: cv2.ximgproc.anisotropicDiffusion(image, 0.15, 40, 10)),
+    "fast-global-smoother": _each(lambda image, guide: cv2.ximgproc.fastGlobalSmootherFilter(image, image, 100, 30)),
+    "lee": lambda images, guide: lee_filter(images),
+    "gaussian": lambda images, guide: gaussian_filter(images),
+}
+
+
+def pseudo_modal(images, exchange, filter_name=None, generator=None, guide=None):
+    """The pseudo-modal images of a batch: a filter, then channel exchange, each where asked for.
+
+    images: (B, 3, H, W) float32 in [0, 1]. filter_name: one of FILTERS, or None. guide: the places' images of the other modality,
+    which `guided-by-other` needs. Returns the same shape, in [0, 1].
+    The filtered image is divided by each channel's maximum, as the author does, since the guided filter's large eps
     takes most of the contrast.
     """
-    if guided:
-        images = guided_filter(images, images)
+    if filter_name:
+        images = FILTERS[filter_name](images, guide)
         images = images / images.amax((2, 3), keepdim=True).clamp(min=1e-6)   # a black channel stays black
     if exchange:
         images = channel_exchange(images, generator)

@@ -3,6 +3,7 @@ import argparse
 from pathlib import Path
 
 from shared.device import AMPS
+from shared.filters import FILTERS
 from shared.image_store import STORES
 from shared.losses import CONTRASTIVE, CRITICS
 from shared.model import ARCHS, POOLINGS
@@ -44,7 +45,8 @@ def training(description, pseudo_modal=False, adversarial=False, contrastive=Fal
     if pseudo_modal:
         loss.add_argument("--channel_exchange", action="store_true",
                           help="pseudo-modal images by channel exchange" + ("" if adversarial else " (the default where neither is asked for)"))
-        loss.add_argument("--guided_filter", action="store_true", help="pseudo-modal images by the guided filter; with both, filter then exchange")
+        loss.add_argument("--filter", choices=[name for name in FILTERS if name != "none"], help="pseudo-modal images by a filter; with both, filter then exchange")
+        loss.add_argument("--guided_filter", action="store_const", dest="filter", const="guided", help="the author's: --filter guided")
     if adversarial:
         loss.add_argument("--adv", choices=CRITICS, default="wasserstein")
         loss.add_argument("--lambda_adv", type=float, default=0.01, help="weight of the adversarial loss")

@@ -31,5 +31,5 @@ TEST_TIME = {
     "flip": ([_symmetry(0), _symmetry(1)], _join),
     "symmetries": ([_symmetry(number) for number in range(8)], _join),
     "exchange": ([lambda images: images] + [_exchange(number) for number in range(4)], _average),
-    "guided": ([lambda images: images, lambda images: pseudo_modal(images, exchange=False, guided=True)], _average),
+    "guided": ([lambda images: images, lambda images: pseudo_modal(images, exchange=False, filter_name="guided")], _average),
 }

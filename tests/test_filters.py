@@ -64,10 +64,10 @@ def test_guided_filter_rejects_what_does_not_fit():
 def test_pseudo_modal_filters_then_exchanges():
     images = torch.rand(6, 3, 24, 24)
     images[0, 1] = 0                                             # a black channel must not become NaN
-    filtered = pseudo_modal(images, exchange=False, guided=True)
+    filtered = pseudo_modal(images, exchange=False, filter_name="guided")
     plain = guided_filter(images, images)
     assert torch.allclose(filtered[1:], plain[1:] / plain[1:].amax((2, 3), keepdim=True))
     assert filtered[0, 1].abs().max() < 1e-3
-    both = pseudo_modal(images, True, True, torch.Generator().manual_seed(0))
+    both = pseudo_modal(images, True, "guided", torch.Generator().manual_seed(0))
     assert torch.equal(both, channel_exchange(filtered, torch.Generator().manual_seed(0)))
-    assert torch.equal(pseudo_modal(images, False, False), images)
+    assert torch.equal(pseudo_modal(images, False), images)

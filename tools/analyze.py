@@ -36,7 +36,7 @@ from shared.losses import squared_distances
 from shared.run import load_model
 from tools.figures import CYCLE, GREEN, MARKERS, OPT, ORANGE, PURPLE, SAR, panels, save
 
-PSEUDO = {"exchange": (True, False), "guided": (False, True), "guided, exchange": (True, True)}
+PSEUDO = {"exchange": (True, None), "guided": (False, "guided"), "guided, exchange": (True, "guided")}
 
 
 # The figures ---------------------------------------------------------------------------------------------------
@@ -213,9 +213,9 @@ def analyze(run, args, device):
     save(figure, folder / "tsne")
 
     pseudo, shares = {}, {}
-    for name, (exchange, guided) in PSEUDO.items():
+    for name, (exchange, filter_name) in PSEUDO.items():
         generator = torch.Generator().manual_seed(0)
-        both = [embed(model, filtered(images, exchange, guided, generator), modality, device, mixed)[args.feature]
+        both = [embed(model, filtered(images, exchange, filter_name, generator), modality, device, mixed)[args.feature]
                 for images, modality in ((pairs.opt, "opt"), (pairs.sar, "sar"))]
         for modality, one, place in (("optical", both[0], pairs.sar_place), ("SAR", both[1], slice(None))):
             shares[f"{name} of {modality}"] = betweenness(gallery[pairs.sar_place], query, one[place])
@@ -248,9 +248,9 @@ def name_of(run):
     return run.parent.name if run.name.startswith("seed") else run.name
 
 
-def filtered(images, exchange, guided, generator):
+def filtered(images, exchange, filter_name, generator):
     """(N, S, S, 3) uint8 -> its pseudo-modal images, the same."""
-    parts = [pseudo_modal(to_float(part, torch.device("cpu")), exchange, guided, generator) for part in images.split(64)]
+    parts = [pseudo_modal(to_float(part, torch.device("cpu")), exchange, filter_name, generator) for part in images.split(64)]
     return (torch.cat(parts) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
