@@ -1,8 +1,8 @@
 """Contrastive learning: symmetric InfoNCE, a layout-keeping embedding and windows from anywhere in the training tiles.
 
-    python code_Con/train.py --data_path data/SN6align200 --windows         the CUDA profile: not measured yet
+    python code_Con/train.py --data_path data/SN6align200 --windows         the defaults, meant for CUDA: never run there yet
     python code_Con/train.py --data_path data/S1S2align200 --windows --arch resnet18 --img_size 96 --init none \\
-        --layer4_stride 2 --lr 2e-3 --lr_head 2e-3 --epochs 60              from scratch on a CPU
+        --layer4_stride 2 --specify_num 1 --lr 2e-3 --lr_head 2e-3 --epochs 48      from scratch on a CPU
 
 What each piece gives: docs/contrastive.md.
 """

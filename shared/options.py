@@ -69,7 +69,7 @@ def training(description, pseudo_modal=False, adversarial=False, contrastive=Fal
     run.add_argument("--eval_every", type=_positive, default=10, help="evaluate every so many epochs; the last one is what counts")
     _add_machine(run)
     if contrastive:                                                  # not the author's recipe but that of code_Con
-        parser.set_defaults(pooling="grid", optim="adamw", schedule="cosine", lr=1e-3, lr_head=1e-3, batch_size=64)
+        parser.set_defaults(pooling="grid", optim="adamw", schedule="cosine", lr=3e-4, lr_head=1e-3, batch_size=64)
     return parser
 
 

@@ -230,6 +230,12 @@ def test_the_cached_gradient_is_the_uncached_one(chunk):
         assert torch.allclose(one, other, atol=1e-5 * max(1, one.abs().max().item()))
 
 
+def test_caching_is_for_a_single_process(monkeypatch):
+    monkeypatch.setattr("shared.chunks.world_size", lambda: 2)
+    with pytest.raises(InputError, match="single process"):
+        in_chunks(None, torch.rand(4, 3, 8, 8), torch.rand(4, 3, 8, 8), 2)
+
+
 def test_caching_keeps_the_embeddings_alone():
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
