@@ -147,6 +147,29 @@ def gaussian_filter(images, sigma=2.0):
     return gaussian_blur(images.float(), 2 * round(3 * sigma) + 1, sigma)
 
 
+def anisotropic_diffusion(images, steps=10, rate=0.15, kappa=0.16):
+    """Diffusion that stops at edges: steps of Perona and Malik's scheme, on four neighbours.
+
+    images: (B, 3, H, W) float32 in [0, 1]. rate: of a step, at most 0.25. kappa: the colour difference of neighbours, as a root mean
+    square over the channels, from which on it counts as an edge. Nothing flows over the border. Returns the same shape.
+    Not OpenCV's ximgproc.anisotropicDiffusion, whose border pixels are uninitialised memory (opencv_contrib issue 1573; here it gave
+    another result on each call).
+    Source: Perona and Malik, "Scale-Space and Edge Detection Using Anisotropic Diffusion", TPAMI 1990, equations 7 to 9.
+    """
+    _check_images("anisotropic_diffusion", images)
+    images = images.float().clone()
+    for _ in range(steps):
+        change = torch.zeros_like(images)
+        for dim in (2, 3):
+            length = images.shape[dim] - 1
+            difference = images.narrow(dim, 1, length) - images.narrow(dim, 0, length)
+            flow = difference * torch.exp(-difference.square().mean(1, keepdim=True) / kappa ** 2)
+            change.narrow(dim, 0, length).add_(flow)
+            change.narrow(dim, 1, length).sub_(flow)
+        images += rate * change
+    return images
+
+
 def _each(filter_one):
     """A filter of OpenCV's, (image, guide) of (H, W, 3) uint8 -> (H, W, 3), as one on batches of tensors; it runs on the CPU."""
     def filter_all(images, guide):
@@ -164,7 +187,7 @@ FILTERS = {
     "bilateral": _each(lambda image, guide: cv2.bilateralFilter(image, 9, 40, 4)),
     "rolling-guidance": _each(lambda image, guide: cv2.ximgproc.rollingGuidanceFilter(image, d=9, sigmaColor=40, sigmaSpace=4, numOfIter=4)),
     "domain-transform": _each(lambda image, guide: cv2.ximgproc.dtFilter(image, image, 8, 60)),
-    "anisotropic-diffusion": _each(lambda image, guide: cv2.ximgproc.anisotropicDiffusion(image, 0.15, 40, 10)),
+    "anisotropic-diffusion": lambda images, guide: anisotropic_diffusion(images),
     "fast-global-smoother": _each(lambda image, guide: cv2.ximgproc.fastGlobalSmootherFilter(image, image, 100, 30)),
     "lee": lambda images, guide: lee_filter(images),
     "gaussian": lambda images, guide: gaussian_filter(images),

@@ -29,7 +29,8 @@ from shared.model import PseudoSiamese, initialize
 # What may differ between a run and its continuation: where it is, not what it is.
 NOT_THE_RUN = ("result_path", "data_path", "device", "workers", "store", "compile", "fresh")
 
-# A loss that passes the value of embeddings that are all alike on the way down does not stay there.
+# A loss that passes the value of embeddings that are all alike on the way down does not stay there. Where each modality
+# has collapsed to a point of its own it stands a little above.
 STUCK_EPOCHS = 3
 
 
@@ -172,8 +173,8 @@ class Run:
         self.log(f"epoch {self.epoch}: " + " ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch"))
         for name, level in collapsed.items():
             lately = [past[name] for past in [*self.history, row][-STUCK_EPOCHS:]]
-            if len(lately) == STUCK_EPOCHS and all(abs(value - level) < 0.02 * abs(level) for value in lately):
-                self.log(f"the {name} loss has stood at {level:.4g} for {STUCK_EPOCHS} epochs, as where all embeddings are alike: "
+            if len(lately) == STUCK_EPOCHS and all(0.98 * level < value < 1.1 * level for value in lately):
+                self.log(f"the {name} loss has stood near {level:.4g} for {STUCK_EPOCHS} epochs, as where all embeddings are alike: "
                          "they have collapsed; try a lower --lr or --schedule cosine")
         if self.epoch % self.args.eval_every == 0 or self.epoch == self.args.epochs:
             metrics = evaluate(*embed_pairs(model, evaluation, self.device, self.autocast), evaluation, self.device)

@@ -3,4 +3,4 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source shared/setup.sh requirements.txt requirements-data.txt requirements-search.txt requirements-losses.txt
-exec "$PYTHON" -m pytest tests "$@"
+exec "$PYTHON" -m pytest tests -n auto --dist loadfile "$@"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conftest import SMALL, script
-from shared.filters import FILTERS, gaussian_filter, guided_filter, lee_filter
+from shared.filters import FILTERS, anisotropic_diffusion, gaussian_filter, guided_filter, lee_filter
 from tools.compare_filters import correlation, edge_preservation, flattest, gradient_correlation, grey, looks, similarity
 
 
@@ -42,6 +42,25 @@ def test_lee_by_loop(images):
 def test_gaussian_is_opencvs(images):
     expected = cv2.GaussianBlur(images[0].permute(1, 2, 0).numpy(), (13, 13), 2.0, borderType=cv2.BORDER_REFLECT_101)
     assert np.abs(gaussian_filter(images)[0].permute(1, 2, 0).numpy() - expected).max() < 1e-5
+
+
+def test_anisotropic_diffusion_by_loop_and_at_edges(images):
+    image = images[0, :, :7, :6].double().numpy()
+    expected = image.copy()
+    for _ in range(2):
+        before = expected.copy()
+        for i in range(7):
+            for j in range(6):
+                for k, l in ((i - 1, j), (i + 1, j), (i, j - 1), (i, j + 1)):
+                    if 0 <= k < 7 and 0 <= l < 6:
+                        difference = before[:, k, l] - before[:, i, j]
+                        expected[:, i, j] += 0.15 * difference * np.exp(-(difference ** 2).mean() / 0.3 ** 2)
+    ours = anisotropic_diffusion(images[:1, :, :7, :6], steps=2, kappa=0.3)
+    assert np.abs(ours[0].numpy() - expected).max() < 1e-5
+    assert torch.allclose(anisotropic_diffusion(images).mean((2, 3)), images.mean((2, 3)), atol=1e-5), "what flows out flows in"
+    step = torch.zeros(1, 3, 8, 8)
+    step[..., 4:] = 1
+    assert torch.allclose(anisotropic_diffusion(step), step, atol=1e-6), "an edge far above kappa stays"
 
 
 def test_guided_by_the_other_takes_the_others_edges():
