@@ -10,7 +10,7 @@ def in_chunks(network, opt, sar, chunk):
     """Embed a batch `chunk` pairs at a time, keeping the embeddings and no activations; backward() computes those again.
 
     network(opt, sar) returns (pool5, fc), optical rows first; so does this. The loss then sees the whole batch, and the
-    gradient is that of the whole batch, in the memory of one chunk and 4/3 of the time. BatchNorm's statistics are the chunk's.
+    gradient is that of the whole batch, in the memory of one chunk and for one more forward pass. BatchNorm's statistics are the chunk's.
     Raises InputError in several processes.
     Source: Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", RepL4NLP 2021, section 3.
     """
