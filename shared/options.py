@@ -37,7 +37,7 @@ def training(description, pseudo_modal=False, adversarial=False, contrastive=Fal
                           help="triplet: batch-hard; the last three are pytorch-metric-learning's (requirements-losses.txt)")
         loss.add_argument("--temperature", type=_above_zero, default=0.05, help="of InfoNCE, to begin with: it is learned")
         loss.add_argument("--label_smoothing", type=_share, default=0.0)
-        loss.add_argument("--hard_negatives", type=int, default=0, metavar="K", help="batches of places beside the K that look most like them (0: random batches)")
+        loss.add_argument("--hard_negatives", type=_positive, default=0, metavar="K", help="batches of places beside the K that look most like them (default: random batches)")
         loss.add_argument("--chunk", type=_positive, metavar="PAIRS",
                           help="embed so many pairs at a time, for batches that do not fit the memory (default: the whole batch)")
     else:
