@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from shared import distributed
-from shared.errors import InputError
+from shared.errors import InputError, several
 from shared.image_store import keep_images
 from shared.layouts import list_split, read_image, read_leave_out, read_pairs_csv
 from shared.windows import Windows, apply_symmetry, load_windows
@@ -48,6 +48,12 @@ class Pairs:
         """SAR rows sorted by place, how many each place has, and where they begin: sorted once, not at every step."""
         strips = torch.bincount(self.sar_place, minlength=len(self))
         return torch.argsort(self.sar_place, stable=True), strips, strips.cumsum(0) - strips
+
+    @property
+    def first_strips(self):
+        """(P) int64: the SAR row of each place's first strip. Where there are distractors, theirs is another place's."""
+        by_place, _, first = self._strips
+        return by_place[first.clamp(max=len(by_place) - 1)]
 
     def draw(self, places, generator):
         """(opt, sar) of these places, each (B, S, S, 3) uint8: of several strips one is drawn, and half of the pairs are flipped left to right.
@@ -100,7 +106,7 @@ def load_splits(data_path, splits, img_size, workers, store="auto"):
     root, problems = find_data(data_path), []
     pairs = [_read_split(root, split, img_size, workers, store, problems) for split in splits]
     if problems:
-        raise InputError("\n  ".join([f"the data set {root} has {len(problems)} problem(s); mend or remove these files:"] + problems))
+        raise several(f"the data set {root} has {len(problems)} problem(s); mend or remove these files:", problems)
     return pairs
 
 
@@ -178,6 +184,16 @@ def to_float(images, device):
     return images.to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
 
 
+def to_bytes(images):
+    """The way back, rounded: (B, 3, S, S) float in [0, 1] -> (B, S, S, 3) uint8 on the CPU."""
+    return (images.float() * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
+
+
+def map_images(function, images):
+    """Apply a function of (B, 3, S, S) floats in [0, 1] to (N, S, S, 3) uint8 images, a portion at a time."""
+    return torch.cat([to_bytes(function(to_float(portion, torch.device("cpu")))) for portion in images.split(64)])
+
+
 def _seed(*numbers):
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
@@ -252,7 +268,7 @@ def decode_images(files, img_size, workers):
     """Decode any images to (N, S, S, 3) uint8. InputError that names every bad one."""
     problems, images = [], np.empty((len(files), img_size, img_size, 3), np.uint8)
     if not _decode(files, images, [None] * len(files), workers, problems):
-        raise InputError("\n  ".join([f"{len(problems)} image(s) cannot be used:"] + problems))
+        raise several(f"{len(problems)} image(s) cannot be used:", problems)
     return torch.from_numpy(images)
 
 

@@ -11,6 +11,11 @@ class InputError(Exception):
     """Something the user gave is wrong; the message names the thing and the remedy."""
 
 
+def several(sentence, problems):
+    """The InputError that names every bad file: the sentence, then one line for each."""
+    return InputError("\n  ".join([sentence, *problems]))
+
+
 def run_script(main):
     """Run main(); an InputError, or a device out of memory, is printed as one sentence and ends the script with status 2."""
     try:

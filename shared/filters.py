@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torchvision.transforms.functional import gaussian_blur
 
+from shared.dataset import to_bytes, to_float
+
 # Rows: what fills the three channels. Columns: the weights of R, G and B. Grey is ITU-R BT.601's luma.
 EXCHANGES = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.2989, 0.5870, 0.1140]])
 
@@ -26,8 +28,12 @@ def channel_exchange(images, generator=None):
     _check_images("channel_exchange", images)
     drawn = torch.randint(len(EXCHANGES), (len(images),), generator=generator)
     weights = EXCHANGES[drawn].to(images)                             # B x 3
-    filled = torch.einsum("bc,bchw->bhw", weights, images)            # B x H x W
-    return filled.unsqueeze(1).expand_as(images)
+    return fill_channels(images, weights)
+
+
+def fill_channels(images, weights):
+    """All three channels of each image become the same weighted sum of them. images: (B, 3, H, W), weights: (B, 3)."""
+    return torch.einsum("bc,bchw->bhw", weights, images).unsqueeze(1).expand_as(images)
 
 
 def guided_filter(guide, images, radius=4, eps=0.36):
@@ -171,11 +177,9 @@ def anisotropic_diffusion(images, steps=10, rate=0.15, kappa=0.16):
 
 
 def _each(filter_one):
-    """A filter of OpenCV's, (image, guide) of (H, W, 3) uint8 -> (H, W, 3), as one on batches of tensors; it runs on the CPU."""
+    """A filter of OpenCV's, (H, W, 3) uint8 -> (H, W, 3), as one on batches of tensors; it runs on the CPU."""
     def filter_all(images, guide):
-        to_bytes = lambda x: (x.float() * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
-        out = np.stack([filter_one(image, by) for image, by in zip(to_bytes(images), to_bytes(guide))])
-        return (torch.from_numpy(out).permute(0, 3, 1, 2).float() / 255).to(images.device)
+        return to_float(torch.from_numpy(np.stack([filter_one(image) for image in to_bytes(images).numpy()])), images.device)
     return filter_all
 
 
@@ -184,11 +188,11 @@ FILTERS = {
     "none": lambda images, guide: images,
     "guided": lambda images, guide: guided_filter(images, images),
     "guided-by-other": lambda images, guide: guided_filter(guide, images, eps=0.01),      # with 0.36 a mere box mean
-    "bilateral": _each(lambda image, guide: cv2.bilateralFilter(image, 9, 40, 4)),
-    "rolling-guidance": _each(lambda image, guide: cv2.ximgproc.rollingGuidanceFilter(image, d=9, sigmaColor=40, sigmaSpace=4, numOfIter=4)),
-    "domain-transform": _each(lambda image, guide: cv2.ximgproc.dtFilter(image, image, 8, 60)),
+    "bilateral": _each(lambda image: cv2.bilateralFilter(image, 9, 40, 4)),
+    "rolling-guidance": _each(lambda image: cv2.ximgproc.rollingGuidanceFilter(image, d=9, sigmaColor=40, sigmaSpace=4, numOfIter=4)),
+    "domain-transform": _each(lambda image: cv2.ximgproc.dtFilter(image, image, 8, 60)),
     "anisotropic-diffusion": lambda images, guide: anisotropic_diffusion(images),
-    "fast-global-smoother": _each(lambda image, guide: cv2.ximgproc.fastGlobalSmootherFilter(image, image, 100, 30)),
+    "fast-global-smoother": _each(lambda image: cv2.ximgproc.fastGlobalSmootherFilter(image, image, 100, 30)),
     "lee": lambda images, guide: lee_filter(images),
     "gaussian": lambda images, guide: gaussian_filter(images),
 }

@@ -29,8 +29,7 @@ class HardNegatives:
             return
         pairs = self.pairs
         query, gallery = embed_pairs(model, pairs, device, autocast)
-        rows = torch.zeros(len(pairs), dtype=torch.int64).scatter_(0, pairs.sar_place, torch.arange(len(pairs.sar_place)))   # one strip of each
-        answers = first_answers(query["FC"][rows], gallery["FC"], self.neighbours + 1)[1]
+        answers = first_answers(query["FC"][pairs.first_strips], gallery["FC"], self.neighbours + 1)[1]
         # The place itself is mostly among the answers, and is no negative.
         self.nearest = torch.stack([row[row != place][:self.neighbours] for place, row in enumerate(answers)])
 

@@ -46,7 +46,6 @@ class PseudoSiamese(nn.Module):
         self.opt_stages = nn.ModuleList(stages[:specify_num])
         self.sar_stages = copy.deepcopy(self.opt_stages)
         self.shared_stages = nn.ModuleList(stages[specify_num:])
-        self.pooling = pooling
         self.pool5_dim = resnet.fc.in_features * (GRID ** 2 + 1 if pooling == "grid" else 1)
         self.embedding = nn.Sequential(nn.Linear(self.pool5_dim, embedding_dim, bias=False), nn.BatchNorm1d(embedding_dim))
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if normalize else ((0.0,) * 3, (1.0,) * 3)
@@ -77,9 +76,9 @@ class PseudoSiamese(nn.Module):
 
     def pool(self, x):
         """Maps (B, c, h, w) to vectors: (B, c), or with the grid (B, 10c)."""
-        if self.pooling == "max":
+        if self.settings["pooling"] == "max":
             return x.amax((2, 3))
-        if self.pooling == "avg":
+        if self.settings["pooling"] == "avg":
             return x.mean((2, 3))
         return torch.cat([F.adaptive_avg_pool2d(x, GRID).flatten(1), x.amax((2, 3))], 1)
 

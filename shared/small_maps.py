@@ -7,7 +7,7 @@ at 96 px, most of a register stays empty, above all in the weights' gradient. Ze
 import torch.nn.functional as F
 from torch import nn
 
-WIDEST = 6                                              # pixels of a row from which on nothing is gained
+WIDEST = 6                                              # pixels of a row; wider ones gain nothing
 SIDE_BY_SIDE = (16, 8, 4, 2)
 
 

@@ -2,7 +2,7 @@
 import torch
 import torch.nn.functional as F
 
-from shared.filters import EXCHANGES, pseudo_modal
+from shared.filters import EXCHANGES, fill_channels, pseudo_modal
 from shared.windows import apply_symmetry
 
 
@@ -11,7 +11,7 @@ def _symmetry(number):
 
 
 def _exchange(number):
-    return lambda images: torch.einsum("c,bchw->bhw", EXCHANGES[number].to(images), images).unsqueeze(1).expand_as(images)
+    return lambda images: fill_channels(images, EXCHANGES[number].to(images).expand(len(images), 3))
 
 
 def _join(parts):

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import torch
 
-from shared.errors import InputError
+from shared.errors import InputError, several
 from shared.layouts import list_images, read_any_image
 
 TRIES = 200                                             # portions of windows drawn before a batch is given up
@@ -104,7 +104,7 @@ def load_windows(root, pairs, crop, img_size, workers, batch_size):
     if not names and not problems:
         problems.append(f"{root / 'train_tiles'}: no tile has a name that pairs.csv gives to a training place")
     if problems:
-        raise InputError("\n  ".join([f"--windows: {root / 'train_tiles'} has {len(problems)} problem(s):"] + problems))
+        raise several(f"--windows: {root / 'train_tiles'} has {len(problems)} problem(s):", problems)
     sizes = torch.tensor([tile.shape[:2] for tile in tiles["opt"]])
     height, width = sizes.amax(0).tolist()
     stacked = {modality: torch.from_numpy(np.stack([np.pad(tile, ((0, height - tile.shape[0]), (0, width - tile.shape[1]), (0, 0))) for tile in tiles[modality]]))

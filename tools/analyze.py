@@ -25,16 +25,15 @@ from sklearn.model_selection import GroupKFold, cross_val_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's root, where shared/ and tools/ are
 
-from shared.dataset import find_data, load_splits, to_float
+from shared.dataset import find_data, load_splits, map_images
 from shared.device import AMPS, autocast, choose_device
 from shared.errors import run_script
 from shared.evaluate import FEATURES, embed, embed_pairs, expected_ranks, first_answers
 from shared.filters import pseudo_modal
 from shared.files import write_text
 from shared.layouts import read_pairs_csv
-from shared.losses import squared_distances
 from shared.run import load_model
-from tools.figures import CYCLE, GREEN, MARKERS, OPT, ORANGE, PURPLE, SAR, panels, save
+from tools.figures import CYCLE, GREEN, MARKERS, OPT, ORANGE, PURPLE, SAR, SKY, panels, save
 
 PSEUDO = {"exchange": (True, None), "guided": (False, "guided"), "guided, exchange": (True, "guided")}
 
@@ -92,11 +91,14 @@ def cmc(ranks, most):
 
 # The pictures ---------------------------------------------------------------------------------------------------
 
-def plot_tsne(axis, opt, sar, title, seed=0):
-    """t-SNE of paired embeddings (N, D), the two of a place joined by a line."""
-    both = torch.cat([opt, sar]).numpy()
-    points = TSNE(perplexity=min(30, (len(both) - 1) / 3), init="pca", random_state=seed).fit_transform(both)
-    a, b = points[:len(opt)], points[len(opt):]
+def tsne(*parts):
+    """t-SNE of several sets of embeddings (N, D) together: as many arrays (N, 2)."""
+    points = TSNE(perplexity=min(30, (sum(map(len, parts)) - 1) / 3), init="pca", random_state=0).fit_transform(torch.cat(parts).numpy())
+    return np.split(points, np.cumsum([len(part) for part in parts])[:-1])
+
+
+def plot_tsne(axis, a, b, title):
+    """Points (N, 2) of optical and of SAR, the two of a place joined by a line."""
     axis.plot(np.stack([a[:, 0], b[:, 0]]), np.stack([a[:, 1], b[:, 1]]), color="0.7", linewidth=0.4, zorder=0)
     axis.scatter(*a.T, s=6, color=OPT, marker="o", linewidths=0, label="optical")
     axis.scatter(*b.T, s=6, color=SAR, marker="^", linewidths=0, label="SAR")
@@ -115,14 +117,12 @@ def plot_matched(matched, unmatched, area, file):
     save(figure, file)
 
 
-def plot_pseudo_modal(opt, sar, pseudo, shares, file, seed=0):
+def plot_pseudo_modal(opt, sar, pseudo, shares, file):
     """t-SNE of the images and their pseudo-modal images together. pseudo: name -> (optical, SAR), each (N, D)."""
     parts = {"optical": opt, "SAR": sar, **{f"{name} of {modality}": one for name, both in pseudo.items() for modality, one in zip(("optical", "SAR"), both)}}
-    joined = torch.cat(list(parts.values())).numpy()
-    points = TSNE(perplexity=min(30, (len(joined) - 1) / 3), init="pca", random_state=seed).fit_transform(joined)
     figure, (axis, bars) = panels(2, height=3)
-    for i, (name, colour, marker) in enumerate(zip(parts, (OPT, SAR, "#56B4E9", ORANGE, GREEN, PURPLE, "0.3", "0.6"), "o^o^o^o^")):
-        axis.scatter(*points[i * len(opt):(i + 1) * len(opt)].T, s=5, color=colour, marker=marker, linewidths=0, label=name)
+    for name, points, colour, marker in zip(parts, tsne(*parts.values()), (OPT, SAR, SKY, ORANGE, GREEN, PURPLE), "o^o^o^"):
+        axis.scatter(*points.T, s=5, color=colour, marker=marker, linewidths=0, label=name)
     axis.set(xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2")
     axis.legend(markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5))
     bars.barh(list(shares), [100 * value for value in shares.values()], color=GREEN)
@@ -191,9 +191,8 @@ def plot_failures(ranks, density, regions, correlation, file):
 
 # One run, and several ------------------------------------------------------------------------------------------
 
-def analyze(run, args, device):
+def analyze(run, model, img_size, args, device):
     """Everything about one run; returns what the pictures of several runs take."""
-    model, img_size = load_model(run, device)
     mixed = autocast(device, args.amp)
     data_path = args.data_path or json.loads((run / "args.json").read_text())["data_path"]
     pairs, = load_splits(data_path, ("test",), img_size, args.workers)
@@ -209,13 +208,14 @@ def analyze(run, args, device):
     sample = torch.randperm(len(query), generator=torch.Generator().manual_seed(0))[:args.sample]
     opt, sar = gallery[pairs.sar_place[sample]], query[sample]
     figure, axes = panels(1, height=3)
-    plot_tsne(axes[0], opt, sar, name_of(run))
+    points = tsne(opt, sar)
+    plot_tsne(axes[0], *points, name_of(run))
     save(figure, folder / "tsne")
 
     pseudo, shares = {}, {}
     for name, (exchange, filter_name) in PSEUDO.items():
         generator = torch.Generator().manual_seed(0)
-        both = [embed(model, filtered(images, exchange, filter_name, generator), modality, device, mixed)[args.feature]
+        both = [embed(model, map_images(lambda x: pseudo_modal(x, exchange, filter_name, generator), images), modality, device, mixed)[args.feature]
                 for images, modality in ((pairs.opt, "opt"), (pairs.sar, "sar"))]
         for modality, one, place in (("optical", both[0], pairs.sar_place), ("SAR", both[1], slice(None))):
             shares[f"{name} of {modality}"] = betweenness(gallery[pairs.sar_place], query, one[place])
@@ -239,19 +239,13 @@ def analyze(run, args, device):
           f"{100 * figures['modality_gap']['accuracy']:.1f}%; rank against edge density {correlation:.2f}")
     print("  between the two of their place: " + ", ".join(f"{name} {100 * share:.1f}%" for name, share in shares.items()))
     print(f"  {folder}")
-    return {"run": run, "opt": opt, "sar": sar, "ranks": ranks}
+    return {"run": run, "points": points, "ranks": ranks}
 
 
 def name_of(run):
     """The row's name of results/DATA/ROW/seedK, else the folder's."""
     run = run.resolve()
     return run.parent.name if run.name.startswith("seed") else run.name
-
-
-def filtered(images, exchange, filter_name, generator):
-    """(N, S, S, 3) uint8 -> its pseudo-modal images, the same."""
-    parts = [pseudo_modal(to_float(part, torch.device("cpu")), exchange, filter_name, generator) for part in images.split(64)]
-    return (torch.cat(parts) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def main():
@@ -265,14 +259,13 @@ def main():
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     device = choose_device(args.device)
-    for run in args.run:
-        load_model(run, device)                         # a folder without a run is named before the work on the others
-    found = [analyze(run, args, device) for run in args.run]
+    models = [load_model(run, device) for run in args.run]            # a folder without a run is named before the work on the others
+    found = [analyze(run, *model, args, device) for run, model in zip(args.run, models)]
     if len(found) > 1:
         folder = args.run[0] / "analysis"
         figure, axes = panels(len(found), width=2.4, height=2.6)
         for axis, one in zip(axes, found):
-            plot_tsne(axis, one["opt"], one["sar"], name_of(one["run"]))
+            plot_tsne(axis, *one["points"], name_of(one["run"]))
         save(figure, folder / "tsne_runs")
         figure, axes = panels(height=2.8)
         for one, colour, marker in zip(found, CYCLE * 9, MARKERS * 9):

@@ -19,7 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's root, where shared/ and tools/ are
 
-from shared.dataset import load_splits, to_float
+from shared.dataset import load_splits, map_images, to_float
 from shared.device import AMPS, autocast, choose_device
 from shared.errors import run_script
 from shared.evaluate import embed, evaluate
@@ -93,16 +93,6 @@ def compare(name, opt, sar, corners):
             "epi": edge_preservation(grey(sar), b), "enl": looks(b, corners), "ms": milliseconds}, new_opt, new_sar
 
 
-def filter_split(name, pairs):
-    """(SAR, optical) of a split, filtered: uint8 as before. A SAR image is guided by its place's optical image, an optical one by a SAR image of its place."""
-    sar_of = torch.zeros(len(pairs), dtype=torch.int64).scatter_(0, pairs.sar_place, torch.arange(len(pairs.sar_place)))
-    out = []
-    for images, guides in ((pairs.sar, pairs.opt[pairs.sar_place]), (pairs.opt, pairs.sar[sar_of])):
-        parts = [FILTERS[name](*(to_float(x, torch.device("cpu")) for x in both)) for both in zip(images.split(32), guides.split(32))]
-        out.append((torch.cat(parts) * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous())
-    return out
-
-
 def markdown(rows):
     columns = [name for name in (*COLUMNS, *RETRIEVAL) if name in rows[0]]
     lines = ["| " + " | ".join(columns) + " |", "| " + " | ".join("---" for _ in columns) + " |"]
@@ -135,9 +125,10 @@ def main():
     for name in FILTERS:
         row, new_opt, new_sar = compare(name, opt, sar, corners)
         if args.run and name != "guided-by-other":                    # its guide is the truth, which a query does not have
-            images = filter_split(name, small)
-            query, gallery = (embed(model, x, modality, device, autocast(device, args.amp)) for x, modality in zip(images, ("sar", "opt")))
-            row.update({figure: evaluate(query, gallery, small, device)["FC"][figure] for figure in RETRIEVAL})
+            query, gallery = (embed(model, map_images(lambda x: FILTERS[name](x, None), images), modality, device, autocast(device, args.amp))
+                              for images, modality in ((small.sar, "sar"), (small.opt, "opt")))
+            metrics = evaluate(query, gallery, small, device)["FC"]
+            row.update({figure: metrics[figure] for figure in RETRIEVAL})
         rows.append(row)
         strip.append((name, new_opt[0], new_sar[0]))
         print(" ".join(f"{key} {value:.3f}" if isinstance(value, float) else f"{value}:" for key, value in row.items()), flush=True)

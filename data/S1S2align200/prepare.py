@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository's root, where shared/ is
 
-from shared.errors import InputError, run_script
+from shared.errors import InputError, run_script, several
 from shared.prepare import open_output, write_pairs_csv, write_png
 from shared.split import split_by_tiles
 
@@ -56,7 +56,7 @@ def read_tiles(source):
             right, top = corners.max(0)
             tiles[opt.stem] = (opt, sar, region[1], (left, top, (right - left) / width, (top - bottom) / height))
     if problems:
-        raise InputError("\n  ".join([f"{source} has {len(problems)} problem(s); fetch these again:"] + problems))
+        raise several(f"{source} has {len(problems)} problem(s); fetch these again:", problems)
     return tiles
 
 

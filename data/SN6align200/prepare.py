@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository's root, where shared/ is
 
-from shared.errors import InputError, run_script
+from shared.errors import InputError, run_script, several
 from shared.files import write_text
 from shared.prepare import open_output, write_pairs_csv, write_png
 from shared.split import split_by_blocks
@@ -67,7 +67,7 @@ def find_tiles(source):
     if not tiles and not problems:
         problems.append(f"{root / 'PS-RGB'}: there is no tile (*.tif) in it")
     if problems:
-        raise InputError("\n  ".join([f"{source} has {len(problems)} problem(s); unpack these again:"] + problems))
+        raise several(f"{source} has {len(problems)} problem(s); unpack these again:", problems)
     return tiles, orientations
 
 
@@ -137,7 +137,7 @@ def survey(tiles, out, crop, workers):
                 keep()
     keep()
     if problems:
-        raise InputError("\n  ".join([f"{len(problems)} tile(s) cannot be used; fetch them again, or remove both files of each:"] + problems))
+        raise several(f"{len(problems)} tile(s) cannot be used; fetch them again, or remove both files of each:", problems)
     resolutions = {one["resolution"] for one in found.values()}
     if len(resolutions) > 1:
         raise InputError(f"the tiles have different resolutions ({sorted(resolutions)} m): prepare them apart")
@@ -231,6 +231,9 @@ def main():
     limits = percentiles(histograms)
     print("scaled from the 1st to the 99th percentile: " + ", ".join(f"{band} {low:.2f} to {high:.2f} dB" for band, (low, high) in zip(BANDS, limits)))
 
+    def block_of(x, y):
+        return f"x{x // block}_y{y // block}"
+
     jobs, rows, side = defaultdict(list), [], args.crop * surveys[0]["resolution"]
     for split, cells in splits.items():
         for x, y in cells:
@@ -239,14 +242,14 @@ def main():
                 if rank == 0:
                     jobs[index].append((split, "opt", name, row, column, args.crop, args.crop))
                 jobs[index].append((split, "sar", f"{name}__{strip}" if args.strips == "all" else name, row, column, args.crop, args.crop))
-            rows.append({"split": split, "id": name, "region": "Rotterdam", "tile": f"x{x // block}_y{y // block}", "x_m": (x + 0.5) * side,
+            rows.append({"split": split, "id": name, "region": "Rotterdam", "tile": block_of(x, y), "x_m": (x + 0.5) * side,
                          "y_m": (y + 0.5) * side, "size_m": side, "from": " ".join(("north", "south")[orientations[view[1]]] for view in views[x, y])})
     if args.keep_tiles:
         # Training cells that one tile shows and that lie in one block, joined: no piece reaches into the gap or into another block.
         joined = defaultdict(dict)
         for x, y in splits["train"]:
             _, _, index, row, column = views[x, y][0]
-            joined[f"x{x // block}_y{y // block}", index][x, y] = row, column
+            joined[block_of(x, y), index][x, y] = row, column
         pieces = defaultdict(int)
         for (name, index), cells in sorted(joined.items()):
             for x, y, width, height in rectangles(cells):
@@ -256,8 +259,7 @@ def main():
                 pieces[name] += 1
     with ProcessPoolExecutor(args.workers) as pool:
         work = [(tiles[index][1], tiles[index][2], crops) for index, crops in sorted(jobs.items())]
-        for _ in tqdm(pool.map(partial(cut_tile, out=args.out, limits=limits), work), total=len(work), desc="crops", disable=None):
-            pass
+        list(tqdm(pool.map(partial(cut_tile, out=args.out, limits=limits), work), total=len(work), desc="crops", disable=None))
     write_pairs_csv(args.out, ("split", "id", "region", "tile", "x_m", "y_m", "size_m", "from"), rows)
 
 

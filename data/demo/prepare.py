@@ -152,8 +152,7 @@ def main():
             (args.out / split / modality).mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor() as pool:
         made = pool.map(partial(make_pair, seed=args.seed, out=args.out), places, chunksize=8)
-        for _ in tqdm(made, total=len(places), desc="demo pairs", disable=None):
-            pass
+        list(tqdm(made, total=len(places), desc="demo pairs", disable=None))
     # Written last: where it is, the set is whole.
     write_rows(args.out / "pairs.csv", ("split", "id"), [{"split": split, "id": f"{number:04d}"} for split, number in places])
     print(f"{len(places)} pairs in {args.out}")
