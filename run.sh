@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains, tests and tabulates the ablation: results/<data set>/table.md and .csv.
+# Trains, tests and tabulates the ablation: results/<data set>/table.md and .csv, and report.html with all there is to see.
 #
 #   bash run.sh                                          data/SN6align200 if it is there, else the demo pairs
 #   DATA_PATH=data/S1S2align200 SEEDS="0 1 2" bash run.sh
@@ -83,8 +83,23 @@ row triplet+exchange+guided        code_Aux --channel_exchange --guided_filter
 row sharing-3                      code_Adv $ADV --channel_exchange --specify_num 3
 row sharing-5                      code_Adv $ADV --channel_exchange --specify_num 5
 row contrastive                    code_Con $CON
+test_row triplet-test-flip         code triplet --tta flip
+test_row triplet-test-exchange     code triplet --tta exchange
+test_row triplet-test-guided       code triplet --tta guided
+test_row exchange-test-exchange    code_Aux triplet+exchange --tta exchange
 test_row contrastive-test-time     code_Con contrastive --tta symmetries
 
-# The table ---------------------------------------------------------------------------------------------------
+# The table, the pictures and the page --------------------------------------------------------------------------
 "$PYTHON" shared/results.py "results/$NAME" --rows "${names[@]}"
-[ ${#failed[@]} -eq 0 ] || { echo "not finished: ${failed[*]}" >&2; exit 1; }
+[ ${#failed[@]} -eq 0 ] || echo "not finished: ${failed[*]}" >&2
+runs=() analyzed=1
+for name in triplet triplet+exchange triplet+adv contrastive; do
+  run=results/$NAME/$name/seed${SEEDS%% *}
+  [ -f "$run/metrics.json" ] || continue
+  runs+=(--run "$run")
+  [ -f "$run/analysis/figures.json" ] || analyzed=0
+done
+[ $analyzed = 1 ] || "$PYTHON" tools/analyze.py "${runs[@]}"
+[ ${#runs[@]} -eq 0 ] || [ -f "results/$NAME/filters/filters.csv" ] || "$PYTHON" tools/compare_filters.py --data_path "$DATA_PATH" "${runs[@]:0:2}"
+"$PYTHON" tools/report.py "results/$NAME" --rows "${names[@]}" --data_path "$DATA_PATH"
+[ ${#failed[@]} -eq 0 ]

@@ -2,6 +2,7 @@
 
     python code_Adv/train.py --data_path data/SN6align200
     python code_Adv/train.py --data_path data/SN6align200 --channel_exchange --guided_filter
+    python code_Adv/train.py --data_path data/SN6align200 --modal_loss mmd --lambda_adv 0
     python code_Adv/train.py --data_path data/demo --adv classifier --arch resnet18 --img_size 96 --init none \\
         --schedule cosine --lr 0.1 --lr_head 0.1 --batch_size 48 --epochs 20        from scratch on a CPU
 """
@@ -17,7 +18,7 @@ from shared.dataset import describe, load_data, steps_per_epoch
 from shared.distributed import gather
 from shared.errors import run_script
 from shared.filters import pseudo_modal
-from shared.losses import CRITICS, critic_step, cross_modal_triplet
+from shared.losses import CRITICS, MODAL, critic_step, cross_modal_triplet
 from shared.optimizers import build_optimizer, build_schedule
 from shared.run import Run, build_model
 
@@ -59,12 +60,17 @@ def train():
             # The model's step: the critic's weights collect a gradient, which its next step throws away.
             triplet = cross_modal_triplet(fc, kinds=kinds, margin=args.margin)
             adversarial = critic.model_loss(fc_opt, fc_sar)
+            terms = {"triplet": triplet, "adversarial": adversarial}
+            if args.modal_loss:
+                terms["modal"] = MODAL[args.modal_loss](fc_opt, fc_sar)
+            loss = triplet + args.lambda_adv * adversarial + args.lambda_modal * terms.get("modal", 0)
+
             optimizer.zero_grad()
-            run.scaler.scale(triplet + args.lambda_adv * adversarial).backward()
+            run.scaler.scale(loss).backward()
             run.scaler.step(optimizer)
             run.scaler.update()
             schedule.step()
-            run.record(triplet=triplet, adversarial=adversarial, critic=critic_loss)
+            run.record(**terms, critic=critic_loss)
         run.end_epoch(model, evaluation, schedule.get_last_lr()[0], collapsed={"triplet": kinds * (kinds - 1) * args.margin})
 
 

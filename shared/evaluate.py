@@ -203,6 +203,26 @@ def evaluate(query, gallery, pairs, device):
     return {**metrics, "distance": distance} if distance else metrics
 
 
+@torch.no_grad()
+def retrievals(query, gallery, pairs, device, answers=5):
+    """What each query of a split found: what intervals, paired tests and galleries of answers are made of.
+
+    query, gallery: as embed_pairs gives them. Returns {"query": N names, "truth": N names of places, "FC": found, "POOL5": found};
+    each found holds one entry for a query: "top1", the probability that the truth comes first (1 or 0, but for ties), "ap",
+    its average precision in [0, 1], "rank" of the truth, expected and from 1, and "answers", [name, score] of the first few places.
+    """
+    found = {"query": list(pairs.sar_names), "truth": [pairs.names[place] for place in pairs.sar_place.tolist()]}
+    for name in FEATURES:
+        q, g = query[name].to(device), gallery[name].to(device)
+        first, ap = expected_ranks(q, g, pairs.sar_place.to(device), torch.arange(len(pairs), device=device))
+        ahead, tied, relevant = first
+        scores, rows = first_answers(q, g, min(answers, len(pairs)))
+        named = [[[pairs.names[row], round(score, 4)] for score, row in zip(*both)] for both in zip(scores.tolist(), rows.tolist())]
+        found[name] = {"top1": _expected_hits(first, 1).tolist(), "ap": ap.tolist(),
+                       "rank": (ahead + (tied + 1) / (relevant + 1)).tolist(), "answers": named}
+    return found
+
+
 def answer_distances(answers, truths, positions):
     """How far the first answer lies from the truth.
 

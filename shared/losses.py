@@ -1,4 +1,4 @@
-"""The cross-modal triplet loss, the contrastive loss, and the two critics of adversarial learning."""
+"""The cross-modal triplet loss, the contrastive loss, losses between the modalities, and the two critics of adversarial learning."""
 import math
 
 import torch
@@ -116,13 +116,48 @@ def build_contrastive(name, temperature, label_smoothing):
         return LibraryLoss(losses.MultiSimilarityLoss())
     if name == "angular":
         return LibraryLoss(losses.AngularLoss())
-    return LibraryLoss(losses.TripletMarginLoss(), miners.DistanceWeightedMiner())
+    # Sampling and loss belong together (Wu et al., "Sampling Matters", ICCV 2017). With the triplet loss, once every negative lies beyond the
+    # sampling's cutoff no triplet is left to pull the positives: the modalities parted to two points and stayed there.
+    return LibraryLoss(losses.MarginLoss(), miners.DistanceWeightedMiner())
 
 
 def collapsed_value(loss, places, dim=512):
     """What a loss is where the embeddings of a batch are all alike."""
     with torch.no_grad():
         return loss(F.normalize(torch.ones(2 * places, dim))).item()
+
+
+def modal_mse(opt, sar):
+    """Mean squared L2 distance of the two embeddings of a place: (B, D), (B, D), row by row."""
+    return (opt.float() - sar.float()).square().sum(1).mean()
+
+
+def modal_mmd(opt, sar):
+    """Squared maximum mean discrepancy of two sets of embeddings (B, D), with three Gaussian kernels; not below 0.
+
+    Widths: half, once and twice the mean squared distance of all embeddings. It knows sets, not pairs.
+    Source: Gretton et al., "A Kernel Two-Sample Test", JMLR 2012, equation 5; several kernels: Long et al., "Learning
+    Transferable Features with Deep Adaptation Networks", ICML 2015, section 3.
+    """
+    both = torch.cat([opt, sar])
+    distance = squared_distances(both, both)
+    width = distance.detach().mean().clamp(min=1e-12)
+    kernel = sum(torch.exp(-distance / (scale * width)) for scale in (0.5, 1, 2)) / 3
+    among_opt, across, _, among_sar = (part for rows in kernel.chunk(2) for part in rows.chunk(2, 1))
+    return among_opt.mean() + among_sar.mean() - 2 * across.mean()
+
+
+def modal_coral(opt, sar):
+    """Squared Frobenius distance of the covariances of two sets of embeddings (B, D).
+
+    The source's factor 1 / (4 D^2) is left out: the covariance of L2-normalised embeddings has a trace of at most B / (B - 1).
+    Source: Sun and Saenko, "Deep CORAL", 2016, equations 1 to 3.
+    """
+    with torch.autocast(opt.device.type, enabled=False):
+        return (torch.cov(opt.float().T) - torch.cov(sar.float().T)).square().sum()
+
+
+MODAL = {"mse": modal_mse, "mmd": modal_mmd, "coral": modal_coral}
 
 
 class WassersteinCritic(nn.Module):

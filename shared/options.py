@@ -5,7 +5,7 @@ from pathlib import Path
 from shared.device import AMPS
 from shared.filters import FILTERS
 from shared.image_store import STORES
-from shared.losses import CONTRASTIVE, CRITICS
+from shared.losses import CONTRASTIVE, CRITICS, MODAL
 from shared.model import ARCHS, POOLINGS
 from shared.test_time import TEST_TIME
 
@@ -52,6 +52,8 @@ def training(description, pseudo_modal=False, adversarial=False, contrastive=Fal
         loss.add_argument("--lambda_adv", type=float, default=0.01, help="weight of the adversarial loss")
         loss.add_argument("--lr_critic", type=float, default=1e-3)
         loss.add_argument("--critic_steps", type=_positive, help="critic steps for each model step (default: 5, with the classifier 1)")
+        loss.add_argument("--modal_loss", choices=MODAL, help="one more term between the modalities' embeddings: mse of the two of a place, mmd or coral of the two sets")
+        loss.add_argument("--lambda_modal", type=float, default=1.0, help="weight of --modal_loss; with --lambda_adv 0 it stands alone beside the triplet loss")
 
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument("--batch_size", type=_positive, default=24, help="pairs in a batch")

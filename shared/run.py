@@ -3,6 +3,7 @@
     args.json       the arguments              checkpoint.pt   all that is needed to go on; gone when the run is finished
     log.txt         what was printed           weights.pt      the finished model and how to build it
     epochs.csv      figures of each epoch      metrics.json    the last epoch's figures
+                                               retrieval.json  what each query found
 
 Whatever is written is written beside and then renamed. The same command again goes on where a run stopped.
 """
@@ -22,7 +23,7 @@ from shared import distributed
 from shared.dataset import describe_gallery, draw_batches, load_splits, steps_per_epoch
 from shared.device import autocast, autocast_dtype, choose_device
 from shared.errors import MEMORY_REMEDY, InputError
-from shared.evaluate import FEATURES, embed_pairs, evaluate, format_metrics
+from shared.evaluate import FEATURES, embed_pairs, evaluate, format_metrics, retrievals
 from shared.files import append_text, load_tensors, write_bytes, write_rows, write_tensors, write_text
 from shared.model import PseudoSiamese, initialize
 
@@ -177,7 +178,8 @@ class Run:
                 self.log(f"the {name} loss has stood near {level:.4g} for {STUCK_EPOCHS} epochs, as where all embeddings are alike: "
                          "they have collapsed; try a lower --lr or --schedule cosine")
         if self.epoch % self.args.eval_every == 0 or self.epoch == self.args.epochs:
-            metrics = evaluate(*embed_pairs(model, evaluation, self.device, self.autocast), evaluation, self.device)
+            embeddings = embed_pairs(model, evaluation, self.device, self.autocast)
+            metrics = evaluate(*embeddings, evaluation, self.device)
             self.log(format_metrics(metrics))
             row.update({f"{feature}_{name}": value for feature in FEATURES for name, value in metrics[feature].items()})
         self.history.append(row)
@@ -187,7 +189,7 @@ class Run:
         if self.epoch < self.args.epochs:
             self.save()
         elif self.main:
-            self._finish(model, evaluation, metrics)
+            self._finish(model, evaluation, metrics, retrievals(*embeddings, evaluation, self.device))
         if self.epoch == self.args.epochs:
             distributed.stop()
 
@@ -204,9 +206,10 @@ class Run:
                              f"try a lower --lr, or --amp off; the last good checkpoint in {self.folder} is untouched")
         return {name: value for name, value in zip(names, values.mean(0).tolist())}
 
-    def _finish(self, model, evaluation, metrics):
+    def _finish(self, model, evaluation, metrics, found):
         args = self.args
         write_tensors(self.folder / "weights.pt", {**model.settings, "img_size": args.img_size, "model": model.state_dict()})
+        write_text(self.folder / "retrieval.json", json.dumps(found))
         write_text(self.folder / "metrics.json", summary(metrics, round(self.seconds, 1), evaluation, "validation" if args.validate else "test"))
         (self.folder / "checkpoint.pt").unlink(missing_ok=True)
         self.log(f"finished: {self.seconds:.0f} s of training, {self.folder}")
@@ -267,6 +270,7 @@ def test_run(args):
             seconds = json.loads((args.run / "metrics.json").read_text())["seconds"]
             row.mkdir(parents=True, exist_ok=True)
             write_text(row / "args.json", json.dumps({**settings, "data_path": str(data_path), "run": str(args.run), "tta": args.tta}, indent=1))
+            write_text(row / "retrieval.json", json.dumps(retrievals(query, gallery, pairs, device)))
             write_text(row / "metrics.json", summary(metrics, seconds, pairs, "test"))
         else:
             write_text(args.run / "test.json", json.dumps({**metrics, "data_path": str(data_path), "tta": args.tta}, indent=1))

@@ -1,5 +1,6 @@
 """The filters of the comparison and the figures that compare them, against cases worked by hand; the command on the demo pairs."""
 import csv
+import json
 
 import cv2
 import numpy as np
@@ -7,8 +8,9 @@ import pytest
 import torch
 
 from conftest import SMALL, script
+from shared.errors import InputError
 from shared.filters import FILTERS, anisotropic_diffusion, gaussian_filter, guided_filter, lee_filter
-from tools.compare_filters import correlation, edge_preservation, flattest, gradient_correlation, grey, looks, similarity
+from tools.compare_filters import correlation, edge_preservation, edges_left, flattest, gradient_correlation, grey, looks, similarity, trained_retrieval
 
 
 @pytest.fixture
@@ -93,6 +95,7 @@ def test_correlations(images):
     assert correlation(np.array([1.0, 2, 3]), np.ones(3)) == 0
     assert gradient_correlation(a, 255 - a) == pytest.approx(1), "edges do not care for the sign"
     assert edge_preservation(a, a) == pytest.approx(1) and edge_preservation(a, 0.5 * a + 10) == pytest.approx(1, abs=1e-5)
+    assert edges_left(a, a) == pytest.approx(1) and edges_left(a, 0.5 * a + 10) == pytest.approx(0.5, abs=1e-5) and edges_left(a, np.ones_like(a)) == 0
     assert edge_preservation(a, cv2.blur(a[0], (5, 5))[None]) < 0.5
 
 
@@ -117,4 +120,30 @@ def test_the_command_with_a_run(demo, tmp_path):
     tested = script("code/test.py", "--run", tmp_path / "run")
     assert f"top-1: {float(rows['none']['top1']):.2f}%" in tested.stdout, "unfiltered, the run's own figure"
     assert rows["guided-by-other"]["top1"] == "" and rows["gaussian"]["top1"] != ""
+    assert "trained_top1" not in rows["none"]
     assert (tmp_path / "out/filters.png").exists() and (tmp_path / "out/filters.pdf").exists()
+
+
+def finished(folder, filter_name, top1, evaluated_on="test"):
+    folder.mkdir()
+    (folder / "args.json").write_text(json.dumps({"filter": filter_name}))
+    (folder / "metrics.json").write_text(json.dumps({"FC": {"top1": top1, "mAP": top1 + 10}, "evaluated_on": evaluated_on}))
+    return folder
+
+
+def test_runs_trained_with_a_filter_stand_beside_it(demo, tmp_path):
+    runs = [finished(tmp_path / "a", "lee", 40.0), finished(tmp_path / "b", "lee", 50.0), finished(tmp_path / "c", "gaussian", 30.0)]
+    assert trained_retrieval(runs) == {"lee": {"trained_top1": 45, "trained_mAP": 55, "trained_runs": 2}, "gaussian": {"trained_top1": 30, "trained_mAP": 40, "trained_runs": 1}}
+    done = script("tools/compare_filters.py", "--data_path", demo, "--sample", "2", "--img_size", "64", "--out", tmp_path / "out", "--trained", runs[0], "--trained", runs[1])
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / "out/filters.md").read_text()
+    lee, = (line for line in table.splitlines() if line.startswith("| lee "))
+    none, = (line for line in table.splitlines() if line.startswith("| none "))
+    assert lee.endswith("| 45.00 | 55.00 | 2 |") and none.endswith("| - | - | - |")
+
+
+def test_a_run_without_a_filter_cannot_stand_there(tmp_path):
+    for folder, words in ((finished(tmp_path / "a", None, 1.0), "trained without --filter"), (finished(tmp_path / "b", "lee", 1.0, "validation"), "held-out training tiles"),
+                          (tmp_path / "c", "holds no finished run")):
+        with pytest.raises(InputError, match=words):
+            trained_retrieval([folder])

@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from shared.losses import CRITICS, critic_step, cross_modal_triplet, squared_distances
+from shared.losses import CRITICS, MODAL, critic_step, cross_modal_triplet, squared_distances
 
 
 def triplet_by_loop(fc, kinds, margin):
@@ -100,3 +100,46 @@ def test_the_classifiers_losses_are_cross_entropies_with_true_and_reversed_label
     log_opt, log_sar = critic.layers(opt).log_softmax(1), critic.layers(sar).log_softmax(1)
     assert critic.critic_loss(opt, sar).item() == pytest.approx((-log_opt[:, 0].mean() - log_sar[:, 1].mean()).item() / 2)
     assert critic.model_loss(opt, sar).item() == pytest.approx((-log_opt[:, 1].mean() - log_sar[:, 0].mean()).item() / 2)
+
+
+def mmd_by_loop(a, b):
+    """Gretton et al., equation 5: mean kernel value of all pairs within each set, less twice that across."""
+    rows = torch.cat([a, b])
+    distance = lambda x, y: ((x - y) ** 2).sum()
+    width = sum(distance(x, y) for x in rows for y in rows).item() / len(rows) ** 2
+    kernel = lambda x, y: sum(torch.exp(-distance(x, y) / (scale * width)) for scale in (0.5, 1, 2)) / 3
+    mean = lambda p, q: sum(kernel(x, y) for x in p for y in q) / (len(p) * len(q))
+    return mean(a, a) + mean(b, b) - 2 * mean(a, b)
+
+
+def coral_by_loop(a, b):
+    dim, total = a.shape[1], 0
+    covariance = lambda x, i, j: ((x[:, i] - x[:, i].mean()) * (x[:, j] - x[:, j].mean())).sum() / (len(x) - 1)
+    for i in range(dim):
+        for j in range(dim):
+            total = total + (covariance(a, i, j) - covariance(b, i, j)) ** 2
+    return total
+
+
+def mse_by_loop(a, b):
+    return sum(((x - y) ** 2).sum() for x, y in zip(a, b)) / len(a)
+
+
+@pytest.mark.parametrize("name, by_loop", [("mse", mse_by_loop), ("mmd", mmd_by_loop), ("coral", coral_by_loop)])
+def test_modal_losses_and_gradients_equal_loops(name, by_loop):
+    torch.manual_seed(0)
+    a, b = torch.nn.functional.normalize(torch.randn(2, 6, 5), dim=2)
+    a, b = (a + 0.3).requires_grad_(), b.clone().requires_grad_()
+    ours, expected = MODAL[name](a, b), by_loop(a, b)
+    assert expected > 1e-3 and ours.item() == pytest.approx(expected.item(), rel=1e-4)
+    for one, other in zip(torch.autograd.grad(ours, (a, b)), torch.autograd.grad(expected, (a, b))):
+        assert torch.allclose(one, other, atol=1e-6)
+
+
+def test_modal_losses_know_pairs_or_sets():
+    torch.manual_seed(0)
+    fc = torch.nn.functional.normalize(torch.randn(32, 16))
+    assert MODAL["mse"](fc, fc.flip(0)) > 1, "mse compares the two of a place"
+    assert MODAL["mmd"](fc, fc.flip(0)).abs() < 1e-6 and MODAL["coral"](fc, fc.flip(0)) < 1e-10, "the others the two sets"
+    assert MODAL["mmd"](fc, fc + 1) > 0.3 and MODAL["coral"](fc, fc + 1) < 1e-10, "a covariance does not see a shift"
+    assert MODAL["mmd"](torch.ones(4, 8), torch.ones(4, 8)) == 0, "collapsed embeddings have no width"

@@ -41,9 +41,13 @@ def test_a_copied_folder_and_one_line_make_a_new_row(checkout, demo):
     assert [(r["row"], r["feature"], r["seeds"]) for r in rows] == [(n, f, "2") for n in ("triplet", "my-idea") for f in ("FC", "POOL5")]
     assert "| my-idea | FC | 2 |" in (checkout / "results/demo/table.md").read_text()
     assert "the author" not in (checkout / "results/demo/table.md").read_text()
+    assert done.stdout.splitlines()[-1] == "results/demo/report.html"
+    page = (checkout / "results/demo/report.html").read_text()
+    assert "<td>my-idea</td><td>FC</td><td>2</td>" in page and "<td>triplet, seed0</td>" in page and "<td>rolling-guidance</td>" in page, "table, analyses, filters"
 
     again = run_sh(checkout, **settings)
     assert again.returncode == 0 and again.stdout.count("is finished") == 4, "finished rows are not trained again"
+    assert "ROC area" in done.stdout and "ROC area" not in again.stdout, "nor analyzed"
 
 
 def test_without_a_data_set_it_makes_the_demo_pairs(checkout, tmp_path):
@@ -59,10 +63,10 @@ def test_an_unknown_row_is_an_error_before_any_training(checkout, demo):
     assert done.returncode == 2 and "ROWS names triplet+magic" in done.stderr and "==" not in done.stdout
 
 
-def test_a_failing_row_is_named_and_the_others_go_on(checkout, demo):
-    done = run_sh(checkout, DATA_PATH=str(demo), EPOCHS="7", ROWS="triplet", SEEDS="0")
+def test_a_failing_row_is_named_and_the_others_go_on(checkout):
+    done = run_sh(checkout, DATA_PATH=str(checkout / "data/demo"), EPOCHS="7", ROWS="triplet", SEEDS="0")
     assert done.returncode == 1 and "epochs 1 there, 7 here" in done.stderr and "not finished: triplet (seed 0)" in done.stderr
-    assert "| triplet | FC |" in done.stdout
+    assert "| triplet | FC |" in done.stdout and done.stdout.splitlines()[-1] == "results/demo/report.html"
 
 
 def finished(folder, row, seed, top1, evaluated_on="test"):

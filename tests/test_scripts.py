@@ -30,7 +30,7 @@ def baseline(demo, tmp_path_factory):
 
 
 def test_the_baseline_trains_and_its_test_gives_the_same_figures(demo, baseline):
-    assert {file.name for file in baseline.iterdir()} == {"args.json", "log.txt", "epochs.csv", "weights.pt", "metrics.json"}
+    assert {file.name for file in baseline.iterdir()} == {"args.json", "log.txt", "epochs.csv", "weights.pt", "metrics.json", "retrieval.json"}
     epochs = (baseline / "epochs.csv").read_text().splitlines()
     assert len(epochs) == 3 and epochs[0].startswith("epoch,lr,triplet,seconds,FC_top1")
     tested = script("code/test.py", "--run", baseline)
@@ -55,13 +55,36 @@ def test_the_critic_does_not_move_the_model_but_its_loss_does(demo, baseline, tm
     assert not same(weights(baseline), weights(tmp_path / "some"))
 
 
+def test_a_modal_loss_is_recorded_and_moves_the_model_by_its_weight(demo, baseline, tmp_path):
+    off = ["--modal_loss", "mmd", "--lambda_adv", "0", "--lambda_modal"]
+    train("code_Adv", demo, tmp_path / "none", *off, "0")
+    assert same(weights(baseline), weights(tmp_path / "none"))
+    assert (tmp_path / "none/epochs.csv").read_text().startswith("epoch,lr,triplet,adversarial,modal,critic,")
+    train("code_Adv", demo, tmp_path / "some", *off, "1")
+    assert not same(weights(baseline), weights(tmp_path / "some"))
+
+
+def test_what_each_query_found_adds_up_to_the_metrics(demo, baseline):
+    metrics, found = (json.loads((baseline / name).read_text()) for name in ("metrics.json", "retrieval.json"))
+    assert found["query"] == found["truth"] and len(set(found["query"])) == 12
+    for feature in ("FC", "POOL5"):
+        top1, ap, rank, answers = (found[feature][name] for name in ("top1", "ap", "rank", "answers"))
+        assert sum(top1) / 12 * 100 == pytest.approx(metrics[feature]["top1"]) and sum(ap) / 12 * 100 == pytest.approx(metrics[feature]["mAP"])
+        for truth, first, place, five in zip(found["truth"], top1, rank, answers):
+            names, scores = zip(*five)
+            assert len(five) == 5 and sorted(scores, reverse=True) == list(scores)
+            assert (first == 1) == (place == 1) == (names[0] == truth)
+            if truth in names:
+                assert names.index(truth) + 1 == place
+
+
 @pytest.mark.parametrize("folder, flags, tested_by", [
     ("code_Aux", [], "code_Aux"),
     ("code_Aux", ["--guided_filter"], "code_Aux"),
     ("code_Aux", ["--filter", "guided-by-other"], "code_Aux"),
     ("code_Adv", ["--channel_exchange", "--guided_filter", "--specify_num", "3"], "code_Adv"),
     ("code_Aux", ["--pooling", "grid", "--layer4_stride", "2", "--symmetries"], "code_Aux"),
-    ("code_Adv", ["--adv", "classifier", "--no_normalize", "--optim", "adamw", "--schedule", "step"], "code_Adv"),
+    ("code_Adv", ["--adv", "classifier", "--modal_loss", "coral", "--no_normalize", "--optim", "adamw", "--schedule", "step"], "code_Adv"),
 ])
 def test_each_method_trains_and_tests(demo, tmp_path, folder, flags, tested_by):
     done = train(folder, demo, tmp_path / "run", *flags, "--epochs", "1")

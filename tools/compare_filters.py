@@ -1,14 +1,17 @@
 """What filters do to SAR and optical images, to their similarity, and to retrieval.
 
     python tools/compare_filters.py --data_path data/S1S2align200
-    python tools/compare_filters.py --data_path data/S1S2align200 --run results/S1S2align200/triplet/seed0
+    python tools/compare_filters.py --data_path data/S1S2align200 --run results/S1S2align200/triplet/seed0 \\
+        --trained results/S1S2align200/filter-guided/seed0 --trained results/S1S2align200/filter-lee/seed0
 
 For each filter of shared/filters.py, on a sample of test pairs: structural similarity and gradient correlation of optical and SAR (both
-filtered), edge preservation index and equivalent number of looks of SAR, milliseconds for an image; with --run also top-1 and mAP of
-that run when the whole test split is filtered. Prints a table and writes filters.md, filters.csv and a picture strip of one
+filtered), edge preservation index, strength of edges left and equivalent number of looks of SAR, milliseconds for an image; with --run also top-1 and mAP of
+that run when the whole test split is filtered, and with --trained those of runs whose pseudo-modal images a filter made (--filter NAME of
+code_Aux and code_Adv; mean of several of one filter), on unfiltered test images. Prints a table and writes filters.md, filters.csv and a picture strip of one
 place, to --out (default: results/DATA/filters).
 """
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
@@ -21,15 +24,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's
 
 from shared.dataset import load_splits, map_images, to_float
 from shared.device import AMPS, autocast, choose_device
-from shared.errors import run_script
+from shared.errors import InputError, run_script
 from shared.evaluate import embed, evaluate
 from shared.files import write_rows, write_text
 from shared.filters import FILTERS
 from shared.run import load_model
 from tools.figures import panels, save
 
-COLUMNS = ("filter", "ssim", "gradient_correlation", "epi", "enl", "ms")
-RETRIEVAL = ("top1", "mAP")
+COLUMNS = ("filter", "ssim", "gradient_correlation", "epi", "edges_left", "enl", "ms")
+RETRIEVAL = ("top1", "mAP")                             # FC, in percent
+TRAINED = ("trained_top1", "trained_mAP", "trained_runs")
 FLAT = 16                                               # side of the windows in which looks are counted, in px
 
 
@@ -62,8 +66,13 @@ def gradient_correlation(opt, sar):
 
 
 def edge_preservation(before, after):
-    """Mean correlation of the Laplacians before and after: 1 keeps every edge. Sattar et al., "Image Enhancement Based on a Nonlinear Multiscale Method", TIP 1997."""
+    """Mean correlation of the Laplacians before and after: 1 keeps every edge, weakened maybe. Sattar et al., "Image Enhancement Based on a Nonlinear Multiscale Method", TIP 1997."""
     return float(np.mean([correlation(cv2.Laplacian(a, cv2.CV_32F), cv2.Laplacian(b, cv2.CV_32F)) for a, b in zip(before, after)]))
+
+
+def edges_left(before, after):
+    """What is left of the mean gradient magnitude (Sobel) of images (B, H, W): 1 leaves edges as strong as they were, 0 none."""
+    return float(np.mean([gradients(b).mean() / max(gradients(a).mean(), 1e-9) for a, b in zip(before, after)]))
 
 
 def flattest(images, side=FLAT):
@@ -90,21 +99,39 @@ def compare(name, opt, sar, corners):
     new_opt = apply(opt, sar)
     a, b = grey(new_opt), grey(new_sar)
     return {"filter": name, "ssim": similarity(a, b), "gradient_correlation": gradient_correlation(a, b),
-            "epi": edge_preservation(grey(sar), b), "enl": looks(b, corners), "ms": milliseconds}, new_opt, new_sar
+            "epi": edge_preservation(grey(sar), b), "edges_left": edges_left(grey(sar), b), "enl": looks(b, corners), "ms": milliseconds}, new_opt, new_sar
 
 
-def markdown(rows):
-    columns = [name for name in (*COLUMNS, *RETRIEVAL) if name in rows[0]]
+def trained_retrieval(folders):
+    """Filter -> its columns of TRAINED, from the metrics of finished runs. Raises InputError where a run is none, or was trained with no filter."""
+    found = {}
+    for folder in folders:
+        if not (folder / "metrics.json").is_file():
+            raise InputError(f"--trained {folder} holds no finished run")
+        name = json.loads((folder / "args.json").read_text()).get("filter")
+        metrics = json.loads((folder / "metrics.json").read_text())
+        if not name or metrics["evaluated_on"] != "test":
+            raise InputError(f"--trained {folder} was {'trained without --filter' if not name else 'evaluated on held-out training tiles'}: leave it out")
+        found.setdefault(name, []).append([metrics["FC"][figure] for figure in RETRIEVAL])
+    return {name: dict(zip(TRAINED, (*np.mean(values, 0).tolist(), len(values)))) for name, values in found.items()}
+
+
+def markdown(rows, columns):
     lines = ["| " + " | ".join(columns) + " |", "| " + " | ".join("---" for _ in columns) + " |"]
     for row in rows:
-        lines.append("| " + " | ".join(row[name] if name == "filter" else "-" if name not in row else f"{row[name]:.3f}" if name in COLUMNS[1:4] else f"{row[name]:.2f}" for name in columns) + " |")
+        lines.append("| " + " | ".join(format_cell(row.get(name, "-"), digits=3 if name in COLUMNS[1:5] else 2) for name in columns) + " |")
     return "\n".join(lines)
+
+
+def format_cell(value, digits):
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_path", required=True)
     parser.add_argument("--run", type=Path, help="a run whose retrieval is measured on filtered test images")
+    parser.add_argument("--trained", type=Path, action="append", default=[], help="a run trained with --filter; may be given several times")
     parser.add_argument("--sample", type=int, default=100, help="pairs to measure the images on")
     parser.add_argument("--img_size", type=int, default=200, help="of the sample; retrieval takes the run's")
     parser.add_argument("--out", type=Path)
@@ -114,6 +141,7 @@ def main():
     args = parser.parse_args()
     device = choose_device(args.device)
     out = args.out or Path("results") / Path(args.data_path).name / "filters"
+    trained = trained_retrieval(args.trained)
     model, run_size = load_model(args.run, device) if args.run else (None, None)
     pairs, = load_splits(args.data_path, ("test",), args.img_size, args.workers)
     small, = load_splits(args.data_path, ("test",), run_size, args.workers) if args.run else (None,)
@@ -129,6 +157,7 @@ def main():
                               for images, modality in ((small.sar, "sar"), (small.opt, "opt")))
             metrics = evaluate(query, gallery, small, device)["FC"]
             row.update({figure: metrics[figure] for figure in RETRIEVAL})
+        row.update(trained.get(name, {}))
         rows.append(row)
         strip.append((name, new_opt[0], new_sar[0]))
         print(" ".join(f"{key} {value:.3f}" if isinstance(value, float) else f"{value}:" for key, value in row.items()), flush=True)
@@ -141,10 +170,12 @@ def main():
             axis.set(xticks=[], yticks=[], ylabel=modality if i == 0 else "")
         axes[i].set_title(name, fontsize=5)
     save(figure, out / "filters")
-    write_rows(out / "filters.csv", list(rows[0]), rows)
-    note = ("ssim, gradient_correlation: of optical and SAR, both filtered. epi, enl: of SAR, against the unfiltered image and in the flattest window of the "
-            "optical one. ms: for one image, of the sample's size." + (f" top1, mAP: of {args.run} when the test split is filtered; not of guided-by-other, whose guide is the truth." if args.run else ""))
-    write_text(out / "filters.md", markdown(rows) + "\n\n" + note)
+    columns = [name for name in (*COLUMNS, *RETRIEVAL, *TRAINED) if any(name in row for row in rows)]
+    write_rows(out / "filters.csv", columns, rows)
+    note = ("ssim, gradient_correlation: of optical and SAR, both filtered. epi, edges_left, enl: of SAR, against the unfiltered image and in the flattest window of the "
+            "optical one. ms: for one image, of the sample's size." + (f" top1, mAP: of {args.run} when the test split is filtered; not of guided-by-other, whose guide is the truth." if args.run else "")
+            + (" trained_top1, trained_mAP: of runs whose pseudo-modal images the filter made, test images unfiltered." if trained else ""))
+    write_text(out / "filters.md", markdown(rows, columns) + "\n\n" + note)
     print(f"{out / 'filters.md'}, {out / 'filters.csv'}, {out / 'filters.png'}")
 
 

@@ -26,8 +26,18 @@ def panels(columns=1, rows=1, width=COLUMN, height=2.4):
 
 def save(figure, file):
     """Write FILE.png and FILE.pdf, and close the figure."""
-    for suffix in ("png", "pdf"):
-        content = io.BytesIO()
-        figure.savefig(content, format=suffix, dpi=200, metadata={"CreationDate": None} if suffix == "pdf" else None)
-        write_bytes(file.with_suffix(f".{suffix}"), content.getvalue())
+    write_bytes(file.with_suffix(".pdf"), _content(figure, "pdf", metadata={"CreationDate": None}))
+    write_bytes(file.with_suffix(".png"), png(figure))
+
+
+def png(figure):
+    """The figure as a PNG (bytes); closes it."""
+    content = _content(figure, "png")
     plt.close(figure)
+    return content
+
+
+def _content(figure, suffix, **settings):
+    content = io.BytesIO()
+    figure.savefig(content, format=suffix, dpi=200, **settings)
+    return content.getvalue()
