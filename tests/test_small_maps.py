@@ -9,12 +9,12 @@ from shared.small_maps import SmallMapConv2d, use_small_map_convolutions
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("height, width", [(3, 3), (6, 6), (5, 5), (4, 6), (2, 1), (7, 7)])
-@pytest.mark.parametrize("batch", [1, 6, 16])
-def test_side_by_side_is_the_same_convolution(batch, height, width, stride):
+@pytest.mark.parametrize("batch, columns", [(2, 2), (6, 2), (16, 16), (16, 4)])
+def test_side_by_side_is_the_same_convolution(batch, columns, height, width, stride):
     torch.manual_seed(0)
     conv = SmallMapConv2d(5, 7, 3, stride, padding=1, bias=False)
     x = torch.randn(batch, 5, height, width).contiguous(memory_format=torch.channels_last).requires_grad_()
-    out, expected = conv(x), F.conv2d(x, conv.weight, stride=stride, padding=1)
+    out, expected = conv.side_by_side(x, columns), F.conv2d(x, conv.weight, stride=stride, padding=1)
     assert out.shape == expected.shape and torch.allclose(out, expected, atol=1e-5)
     assert out.is_contiguous(memory_format=torch.channels_last), "else all that follows is slow"
     gradient = torch.randn_like(expected)
@@ -22,14 +22,26 @@ def test_side_by_side_is_the_same_convolution(batch, height, width, stride):
         assert torch.allclose(one, other, atol=1e-4)
 
 
-def test_only_small_maps_are_joined(monkeypatch):
+def test_only_small_maps_in_bf16_are_joined(monkeypatch):
     seen = []
     plain = nn.Conv2d.forward
     monkeypatch.setattr(nn.Conv2d, "forward", lambda self, x: seen.append(tuple(x.shape)) or plain(self, x))
     conv = SmallMapConv2d(2, 2, 3, padding=1, bias=False)
     for shape in ((16, 2, 3, 3), (16, 2, 12, 12), (3, 2, 3, 3)):
-        conv(torch.randn(shape))
+        conv.bfloat16()(torch.randn(shape).bfloat16())
     assert seen == [(1, 2, 3, 64), (16, 2, 12, 12), (3, 2, 3, 3)]
+    conv.float()(torch.randn(16, 2, 3, 3))
+    assert seen[-1] == (16, 2, 3, 3), "float32 gains nothing"
+
+
+def test_in_bf16_the_convolution_is_right_to_its_rounding():
+    torch.manual_seed(0)
+    conv = SmallMapConv2d(5, 7, 3, padding=1, bias=False)
+    x = torch.randn(16, 5, 3, 3)
+    expected = F.conv2d(x, conv.weight, padding=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = conv(x.bfloat16())
+    assert out.dtype == torch.bfloat16 and (out.float() - expected).abs().max() < 0.02 * expected.abs().max()
 
 
 def test_the_exchange_keeps_parameters_and_leaves_other_convolutions():
