@@ -179,7 +179,7 @@ def plot_failures(ranks, density, regions, correlation, file):
     """Rank of the truth against edge density, and by region where that is known. regions: N names or None."""
     figure, axes = panels(2 if regions else 1)
     axes[0].scatter(density, ranks, s=5, color=OPT, linewidths=0, alpha=0.6)
-    axes[0].set(xlabel="edge density of the optical image (grey values for a pixel)", ylabel="rank of the truth", yscale="log",
+    axes[0].set(xlabel="edge density of the optical image (grey values / px)", ylabel="rank of the truth", yscale="log",
                 title=f"Spearman's rank correlation {correlation:.2f}")
     if regions:
         names = sorted(set(regions))
