@@ -1,4 +1,4 @@
-"""Contrastive learning: symmetric InfoNCE, a layout-keeping embedding and windows from anywhere in the training tiles.
+"""Contrastive learning from scratch: a layout-keeping embedding, windows from anywhere in the training tiles, AdamW, a choice of losses.
 
     python code_Con/train.py --data_path data/SN6align200 --windows         the defaults, meant for CUDA: never run there yet
     python code_Con/train.py --data_path data/S1S2align200 --windows --arch resnet18 --img_size 96 --init none \\
@@ -32,7 +32,7 @@ def train():
 
     model = build_model(args, run.device)
     negatives = HardNegatives(pairs, args.hard_negatives)
-    loss = build_contrastive(args.loss, args.temperature, args.label_smoothing)
+    loss = build_contrastive(args.loss, args.margin, args.temperature, args.label_smoothing)
     collapsed = {"contrastive": collapsed_value(loss, args.batch_size)}
     loss.to(run.device)
     optimizer = build_optimizer(model, args.optim, args.lr, args.lr_head, loss)

@@ -73,8 +73,13 @@ class InfoNCE(nn.Module):
 class BatchHardTriplet(nn.Module):
     """cross_modal_triplet as a module, to stand beside the others."""
 
+    def __init__(self, margin=0.5):
+        super().__init__()
+        self.margin = margin
+
     def forward(self, fc):
-        return cross_modal_triplet(fc)
+        """fc: (2B, D) L2-normalised, optical then SAR, B different places. Returns the sum of both directions."""
+        return cross_modal_triplet(fc, margin=self.margin)
 
 
 class LibraryLoss(nn.Module):
@@ -99,15 +104,15 @@ class LibraryLoss(nn.Module):
         return self.loss(anchors, places, chosen, others, same)
 
 
-CONTRASTIVE = ("infonce", "triplet", "multi-similarity", "angular", "distance-weighted")
+CONTRASTIVE = ("triplet", "infonce", "multi-similarity", "angular", "distance-weighted")
 
 
-def build_contrastive(name, temperature, label_smoothing):
-    """One of CONTRASTIVE. InputError where it takes a library that is not there."""
+def build_contrastive(name, margin=0.5, temperature=0.05, label_smoothing=0.0):
+    """One of CONTRASTIVE; margin is the triplet loss's, the other two InfoNCE's. InputError where it takes a library that is not there."""
     if name == "infonce":
         return InfoNCE(temperature, label_smoothing)
     if name == "triplet":
-        return BatchHardTriplet()
+        return BatchHardTriplet(margin)
     try:
         from pytorch_metric_learning import losses, miners
     except ImportError:

@@ -33,15 +33,14 @@ def training(description, pseudo_modal=False, adversarial=False, contrastive=Fal
 
     loss = parser.add_argument_group("loss")
     if contrastive:
-        loss.add_argument("--loss", choices=CONTRASTIVE, default="infonce",
+        loss.add_argument("--loss", choices=CONTRASTIVE, default="triplet",
                           help="triplet: batch-hard; the last three are pytorch-metric-learning's (requirements-losses.txt)")
         loss.add_argument("--temperature", type=_above_zero, default=0.05, help="of InfoNCE, to begin with: it is learned")
         loss.add_argument("--label_smoothing", type=_share, default=0.0)
         loss.add_argument("--hard_negatives", type=_positive, default=0, metavar="K", help="batches of places beside the K that look most like them (default: random batches)")
         loss.add_argument("--chunk", type=_positive, metavar="PAIRS",
                           help="embed so many pairs at a time, for batches that do not fit the memory (default: the whole batch)")
-    else:
-        loss.add_argument("--margin", type=float, default=0.5, help="of the triplet loss, in squared L2 distance")
+    loss.add_argument("--margin", type=float, default=0.5, help="of the triplet loss, in squared L2 distance")
     if pseudo_modal:
         loss.add_argument("--channel_exchange", action="store_true",
                           help="pseudo-modal images by channel exchange" + ("" if adversarial else " (the default where neither is asked for)"))

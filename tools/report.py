@@ -84,7 +84,7 @@ def compare_rows(values):
 # What is read ------------------------------------------------------------------------------------------------------
 
 def read_retrievals(runs):
-    """Row -> [what each of its runs found], and the queries and truths that all of them share. runs: as finished_runs gives them."""
+    """Row -> [what each of its runs found]. runs: as finished_runs gives them. Raises InputError where the runs do not share their queries."""
     found, shared = {}, None
     for name, folders in runs.items():
         for folder, _ in folders:
@@ -97,7 +97,7 @@ def read_retrievals(runs):
             if queries != shared[1]:
                 raise InputError(f"{folder} and {shared[0]} were evaluated on other queries: move one of them out of the folder")
             found.setdefault(name, []).append(content)
-    return found, shared[1]
+    return found
 
 
 def read_rows(file):
@@ -249,7 +249,7 @@ def main():
     rows = collect(args.folder, args.rows)
     finished = finished_runs(args.folder, "test")
     runs = {row["row"]: finished[row["row"]] for row in rows}                                    # in the table's order
-    found, (queries, _) = read_retrievals(runs)
+    found = read_retrievals(runs)
     folder, metrics = next(iter(runs.values()))[0]
     data_path = args.data_path or json.loads((folder / "args.json").read_text())["data_path"]
     pairs, = load_splits(data_path, ("test",), 96, workers=2)
