@@ -41,7 +41,7 @@ else
   PROFILE="--arch resnet18 --img_size 96 --init none --schedule cosine --lr 0.1 --lr_head 0.1 --batch_size 48 --epochs 20"
   ADV="--lambda_adv 0.001"          # at these learning rates the critic's estimate runs ahead of the model: 0.01 drowns the triplet loss
   CON="--optim adamw --lr 2e-3 --lr_head 2e-3 --batch_size 64 --layer4_stride 2 --specify_num 1 --epochs 48"
-  [ "$NAME" != demo ] || SHORT="--img_size 64 --batch_size 24 --epochs 6"
+  [ "$NAME" != demo ] || SHORT="--img_size 64 --batch_size 24 --epochs 4"
 fi
 if [ -d "$DATA_PATH/train_tiles" ] || [ -d "$HOME/$DATA_PATH/train_tiles" ]; then CON+=" --windows"; else CON+=" --symmetries"; fi
 [ -z "${EPOCHS:-}" ] || SHORT+=" --epochs $EPOCHS"
