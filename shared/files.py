@@ -47,6 +47,12 @@ def write_rows(file, columns, rows):
     write_text(file, text.getvalue())
 
 
+def read_rows(file):
+    """The rows of a CSV as dictionaries of text."""
+    with open(file, newline="") as text:
+        return list(csv.DictReader(text))
+
+
 def write_tensors(file, state):
     content = io.BytesIO()
     torch.save(state, content)

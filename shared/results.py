@@ -20,6 +20,8 @@ from shared.files import write_rows, write_text
 FIGURES = ("top1", "top5", "top10", "top20", "mAP")
 COLUMNS = ("row", "feature", "seeds", *FIGURES, "top1_std", "mAP_std", "seconds")
 
+DEMO_NOTE = "Demo pairs: a check that everything works, no result of the method."
+
 # The author's figures, on the author's own cut of SpaceNet 6 (gallery of 2,250): top-1, 5, 10, 20, mAP.
 AUTHORS_DATA_SET = "SN6align200"
 AUTHOR = {
@@ -103,7 +105,7 @@ def write_table(folder, first=(), evaluated_on="test"):
     if evaluated_on == "validation":
         text += "\n\nEvaluated on held-out tiles of the training split, to choose by: not figures of the test split."
     if folder.resolve().name == "demo":
-        text += "\nDemo pairs: a check that everything works, no result of the method."
+        text += "\n" + DEMO_NOTE
     rounded = [{name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()} for row in rows]
     write_rows(folder / "table.csv", COLUMNS, rounded)
     write_text(folder / "table.md", text)

@@ -8,7 +8,6 @@ PNG and PDF tsne, matched, pseudo_modal, retrieval, training, failures. Several 
 first one's folder: tsne_runs, cmc.
 """
 import argparse
-import csv
 import json
 import sys
 from pathlib import Path
@@ -30,7 +29,7 @@ from shared.device import AMPS, autocast, choose_device
 from shared.errors import run_script
 from shared.evaluate import FEATURES, embed, embed_pairs, expected_ranks, first_answers
 from shared.filters import pseudo_modal
-from shared.files import write_text
+from shared.files import read_rows, write_text
 from shared.layouts import read_pairs_csv
 from shared.run import load_model
 from tools.figures import CYCLE, GREEN, MARKERS, OPT, ORANGE, PURPLE, SAR, SKY, panels, save
@@ -223,8 +222,7 @@ def analyze(run, model, img_size, args, device):
     plot_pseudo_modal(opt, sar, {name: pseudo[name] for name in ("exchange", "guided")}, shares, folder / "pseudo_modal")
 
     plot_retrieval(pairs, query, gallery, ranks, folder / "retrieval")
-    with open(run / "epochs.csv", newline="") as file:
-        plot_training(list(csv.DictReader(file)), folder / "training")
+    plot_training(read_rows(run / "epochs.csv"), folder / "training")
     density = edge_density(pairs.opt)[pairs.sar_place.numpy()]
     correlation = float(spearmanr(density, ranks.numpy()).statistic)
     known = read_pairs_csv(find_data(data_path), "test")

@@ -8,11 +8,9 @@ evaluated on the test split count. --data_path: where the data set is now, if it
 """
 import argparse
 import base64
-import csv
 import html
 import io
 import json
-
 import sys
 from pathlib import Path
 
@@ -26,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's
 
 from shared.dataset import load_splits
 from shared.errors import InputError, run_script
-from shared.files import write_text
-from shared.results import AUTHOR, AUTHORS_DATA_SET, AUTHORS_NOTES, FIGURES, collect, finished_runs, recipes
+from shared.files import read_rows, write_text
+from shared.results import AUTHOR, AUTHORS_DATA_SET, AUTHORS_NOTES, DEMO_NOTE, FIGURES, collect, finished_runs, recipes
 from tools.figures import CYCLE, MARKERS, panels, png
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
@@ -98,11 +96,6 @@ def read_retrievals(runs):
                 raise InputError(f"{folder} and {shared[0]} were evaluated on other queries: move one of them out of the folder")
             found.setdefault(name, []).append(content)
     return found
-
-
-def read_rows(file):
-    with open(file, newline="") as text:
-        return list(csv.DictReader(text))
 
 
 # The parts of the page ------------------------------------------------------------------------------------------------
@@ -256,7 +249,7 @@ def main():
 
     name = args.folder.resolve().name
     values = np.stack([np.mean([run["FC"]["top1"] for run in found[row]], 0) for row in runs], 1)
-    notes = ["Demo pairs: a check that everything works, no result of the method."] if name == "demo" else []
+    notes = [DEMO_NOTE] if name == "demo" else []
     notes += [f"{metrics['queries']} queries, {metrics['gallery']} places in the gallery, {metrics['distractors']} of them distractors. Last epoch of each run."]
     notes += recipes(args.folder) + (AUTHORS_NOTES.strip().split("\n") if name == AUTHORS_DATA_SET else [])
     page = fill(TEMPLATE.read_text(), {
