@@ -1,6 +1,10 @@
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
+from multiprocessing.reduction import DupFd
 from pathlib import Path
 
 # The tests' images are too small to share among cores, and processes that do share them wait for each other.
@@ -12,6 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 REAL = ROOT.parent / "shared/data"
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["torch", "torchvision", "cv2"])
 SMALL = ["--arch", "resnet18", "--img_size", "32", "--init", "none", "--schedule", "cosine", "--lr", "0.05", "--lr_head", "0.05",
          "--batch_size", "8", "--epochs", "2"]
 
@@ -32,6 +38,28 @@ def real():
     return REAL / "S1S2align200"
 
 
-def script(*arguments, cwd=ROOT, **kwargs):
-    """Run a Python script of the repository; its output is captured as text."""
-    return subprocess.run([sys.executable, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, **kwargs)
+def script(*arguments, cwd=ROOT):
+    """Run a Python script of the repository as a program; its exit status and output come back as subprocess.run gives them.
+
+    A process that has imported torch already is forked for it: importing takes longer than most of the scripts do here.
+    """
+    command = [str(argument) for argument in arguments]
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        process = FORKS.Process(target=_run_as_program, args=(command, str(cwd), dict(os.environ), DupFd(out.fileno()), DupFd(err.fileno())))
+        process.start()
+        process.join()
+        out.seek(0)
+        err.seek(0)
+        return subprocess.CompletedProcess(command, process.exitcode, out.read().decode(), err.read().decode())
+
+
+def _run_as_program(command, cwd, environment, out, err):
+    os.dup2(out.detach(), 1)
+    os.dup2(err.detach(), 2)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    sys.argv = command
+    own = {"", str(ROOT), str(ROOT / "tests")}              # the tests' way to shared/; a script has to find its own
+    sys.path[:] = [str(Path(command[0]).resolve().parent), *(folder for folder in sys.path if folder not in own)]
+    runpy.run_path(command[0], run_name="__main__")

@@ -301,17 +301,17 @@ def test_contrastive_training_and_its_row_at_test_time(demo, tmp_path):
 
 def test_a_stopped_run_goes_on_with_the_same_hard_negatives(demo, tmp_path):
     def command(out):
-        return [sys.executable, str(ROOT / "code_Con/train.py"), "--data_path", str(demo), "--result_path", str(out), *SMALL,
+        return [str(ROOT / "code_Con/train.py"), "--data_path", str(demo), "--result_path", str(out), *SMALL,
                 "--lr", "1e-3", "--lr_head", "1e-3", "--loss", "infonce", "--hard_negatives", "3", "--epochs", "6"]
 
-    subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
-    process = subprocess.Popen(command(tmp_path / "run"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert script(*command(tmp_path / "whole")).returncode == 0
+    process = subprocess.Popen([sys.executable, *command(tmp_path / "run")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in process.stdout:
         if line.startswith("epoch 5:"):                               # the look at the embeddings was before it, the sixth epoch needs it
             process.terminate()
             break
     process.communicate()
-    again = subprocess.run(command(tmp_path / "run"), capture_output=True, text=True)
+    again = script(*command(tmp_path / "run"))
     assert "going on from epoch" in again.stdout, again.stderr
     one, other = (torch.load(tmp_path / name / "weights.pt", weights_only=True)["model"] for name in ("whole", "run"))
     assert all(torch.equal(one[name], other[name]) for name in one)

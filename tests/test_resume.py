@@ -17,7 +17,7 @@ FLAGS = [*SMALL, "--epochs", "4", "--channel_exchange"]
 
 
 def command(demo, out, *flags):
-    return [sys.executable, str(ROOT / "code_Adv/train.py"), "--data_path", str(demo), "--result_path", str(out), *FLAGS, *flags]
+    return [str(ROOT / "code_Adv/train.py"), "--data_path", str(demo), "--result_path", str(out), *FLAGS, *flags]
 
 
 def weights(out):
@@ -40,7 +40,7 @@ def wait_for(condition, process, seconds=120):
 def whole(demo, tmp_path_factory):
     """A run that nothing interrupted."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    subprocess.run(command(demo, out), check=True, capture_output=True)
+    assert script(*command(demo, out)).returncode == 0
     return out
 
 
@@ -67,7 +67,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 @pytest.mark.parametrize("moment", ["before the first checkpoint", "while a checkpoint is written", "after the second epoch"])
 def test_a_killed_run_ends_with_the_same_weights(demo, whole, tmp_path, moment):
     out = tmp_path / "run"
-    slow = [sys.executable, "-c", SLOW.format(root=str(ROOT)), *command(demo, out)[1:]]
+    slow = [sys.executable, "-c", SLOW.format(root=str(ROOT)), *command(demo, out)]
     process = subprocess.Popen(slow, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     if moment == "before the first checkpoint":
         wait_for(lambda: seen(out, "training places"), process)
@@ -78,7 +78,7 @@ def test_a_killed_run_ends_with_the_same_weights(demo, whole, tmp_path, moment):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (out / "weights.pt").exists()
-    again = subprocess.run(command(demo, out), capture_output=True, text=True)
+    again = script(*command(demo, out))
     assert again.returncode == 0, again.stderr
     assert ("going on from epoch" in again.stdout) == (moment != "before the first checkpoint")
     assert same(weights(whole), weights(out))
@@ -88,26 +88,26 @@ def test_a_killed_run_ends_with_the_same_weights(demo, whole, tmp_path, moment):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_finishes_the_step_and_says_how_to_go_on(demo, whole, tmp_path, number):
     out = tmp_path / "run"
-    process = subprocess.Popen(command(demo, out), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, *command(demo, out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: seen(out, "epoch 1:"), process)
     process.send_signal(number)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130 and "the same command goes on from here" in stdout and "Traceback" not in stderr
-    again = subprocess.run(command(demo, out), capture_output=True, text=True)
+    again = script(*command(demo, out))
     assert again.returncode == 0 and "going on from epoch" in again.stdout, again.stderr
     assert same(weights(whole), weights(out))
 
 
 def test_fresh_starts_over(demo, whole, tmp_path):
     out = shutil.copytree(whole, tmp_path / "run")
-    done = subprocess.run(command(demo, out, "--fresh", "--margin", "0.7"), capture_output=True, text=True)
+    done = script(*command(demo, out, "--fresh", "--margin", "0.7"))
     assert done.returncode == 0 and "going on" not in done.stdout
     assert not same(weights(whole), weights(out))
 
 
 def test_a_loss_that_is_not_finite_names_itself_and_keeps_the_checkpoint(demo, tmp_path):
     out = tmp_path / "run"
-    process = subprocess.Popen(command(demo, out), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, *command(demo, out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: seen(out, "epoch 2:") and (out / "checkpoint.pt").exists(), process)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
@@ -115,7 +115,7 @@ def test_a_loss_that_is_not_finite_names_itself_and_keeps_the_checkpoint(demo, t
     state["model"]["embedding.0.weight"][0] = float("nan")
     torch.save(state, out / "checkpoint.pt")
     before = (out / "checkpoint.pt").read_bytes()
-    done = subprocess.run(command(demo, out), capture_output=True, text=True)
+    done = script(*command(demo, out))
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "the loss term triplet is nan in epoch" in done.stderr and f"step {state['step'] + 1}" in done.stderr
     assert (out / "checkpoint.pt").read_bytes() == before
@@ -127,12 +127,12 @@ def test_a_checkpoint_with_code_in_it_is_refused(demo, tmp_path):
             return (os.system, (f"touch {tmp_path / 'executed'}",))
 
     out = tmp_path / "run"
-    done = subprocess.run(command(demo, out, "--epochs", "1"), capture_output=True, text=True)
+    done = script(*command(demo, out, "--epochs", "1"))
     assert done.returncode == 0
-    for name, call in (("checkpoint.pt", command(demo, out, "--epochs", "1")), ("weights.pt", [sys.executable, str(ROOT / "code/test.py"), "--run", str(out)])):
+    for name, call in (("checkpoint.pt", command(demo, out, "--epochs", "1")), ("weights.pt", ["code/test.py", "--run", out])):
         torch.save({"model": Evil()}, out / name)
         (out / "metrics.json").unlink(missing_ok=True)
-        done = subprocess.run(call, capture_output=True, text=True)
+        done = script(*call)
         assert done.returncode == 2 and name in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "executed").exists()
 

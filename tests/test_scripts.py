@@ -1,6 +1,8 @@
 """Every script from end to end on the demo pairs, as a user calls it."""
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -159,7 +161,8 @@ def test_a_network_that_gives_nan_is_an_error_not_a_score(demo, baseline, tmp_pa
 
 
 def test_pythons_own_code_module_stays_importable():
-    done = script("-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); import code, pdb; print(code.InteractiveConsole.__name__)")
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import code, pdb; print(code.InteractiveConsole.__name__)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "InteractiveConsole", done.stderr
 
 
