@@ -75,6 +75,11 @@ def expected_ranks(query, gallery, query_ids, gallery_ids):
     return tuple(x.gather(1, best).squeeze(1) for x in (ahead, tied, true_tied)), ap
 
 
+def rank_of_truth(ahead, tied, relevant):
+    """Expected rank, from 1, of the first true answer, given what expected_ranks counts. All (N)."""
+    return ahead + (tied + 1) / (relevant + 1)
+
+
 def score_blocks(query, gallery):
     """Yield (rows, columns, scores) of all inner products, block by block; the gallery (a memory map, maybe) is read once.
 
@@ -215,11 +220,10 @@ def retrievals(query, gallery, pairs, device, answers=5):
     for name in FEATURES:
         q, g = query[name].to(device), gallery[name].to(device)
         first, ap = expected_ranks(q, g, pairs.sar_place.to(device), torch.arange(len(pairs), device=device))
-        ahead, tied, relevant = first
         scores, rows = first_answers(q, g, min(answers, len(pairs)))
         named = [[[pairs.names[row], round(score, 4)] for score, row in zip(*both)] for both in zip(scores.tolist(), rows.tolist())]
         found[name] = {"top1": _expected_hits(first, 1).tolist(), "ap": ap.tolist(),
-                       "rank": (ahead + (tied + 1) / (relevant + 1)).tolist(), "answers": named}
+                       "rank": rank_of_truth(*first).tolist(), "answers": named}
     return found
 
 

@@ -70,16 +70,18 @@ def collect(folder, first=(), evaluated_on="test"):
     return rows
 
 
+def with_std(row, figure):
+    """A figure of a row of collect() as text, with its standard deviation where there is one."""
+    std = row.get(f"{figure}_std", "")
+    return f"{row[figure]:.2f}" + (f" ± {std:.2f}" if std != "" else "")
+
+
 def markdown(rows, authors):
     """The table as Markdown; authors: put the author's figures beside the FC rows."""
     lines = ["| row | feature | seeds | top-1 | top-5 | top-10 | top-20 | mAP | seconds |" + (" the author |" if authors else ""),
              "| --- | --- | --- | --- | --- | --- | --- | --- | --- |" + (" --- |" if authors else "")]
     for row in rows:
-        cells = [row["row"], row["feature"], row["seeds"]]
-        for figure in FIGURES:
-            std = row.get(f"{figure}_std", "")
-            cells.append(f"{row[figure]:.2f}" + (f" ± {std:.2f}" if std != "" else ""))
-        cells.append(f"{row['seconds']:.0f}")
+        cells = [row["row"], row["feature"], row["seeds"], *(with_std(row, figure) for figure in FIGURES), f"{row['seconds']:.0f}"]
         if authors:
             cells.append(AUTHOR.get(row["row"], "") if row["feature"] == "FC" else "")
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")

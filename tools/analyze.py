@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's
 from shared.dataset import find_data, load_splits, map_images
 from shared.device import AMPS, autocast, choose_device
 from shared.errors import run_script
-from shared.evaluate import FEATURES, embed, embed_pairs, expected_ranks, first_answers
+from shared.evaluate import FEATURES, embed, embed_pairs, expected_ranks, first_answers, rank_of_truth
 from shared.filters import pseudo_modal
 from shared.files import read_rows, write_text
 from shared.layouts import read_pairs_csv
@@ -79,8 +79,8 @@ def edge_density(images):
 
 def ranks_of_truth(query, gallery, query_place):
     """(N) float: the expected rank of each query's true image, from 1."""
-    (ahead, tied, relevant), _ = expected_ranks(query, gallery, query_place, torch.arange(len(gallery)))
-    return ahead + (tied + 1) / 2
+    counts, _ = expected_ranks(query, gallery, query_place, torch.arange(len(gallery)))
+    return rank_of_truth(*counts)
 
 
 def cmc(ranks, most):

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's
 from shared.dataset import load_splits
 from shared.errors import InputError, run_script
 from shared.files import read_rows, write_text
-from shared.results import AUTHOR, AUTHORS_DATA_SET, AUTHORS_NOTES, DEMO_NOTE, FIGURES, collect, finished_runs, recipes
+from shared.results import AUTHOR, AUTHORS_DATA_SET, AUTHORS_NOTES, DEMO_NOTE, FIGURES, collect, finished_runs, recipes, with_std
 from tools.figures import CYCLE, MARKERS, panels, png
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
@@ -118,7 +118,6 @@ def results_table(rows, found, authors):
     """Means and standard deviations over the seeds, as in table.md, with the intervals of top-1 and mAP."""
     values = np.stack([np.mean([run[row["feature"]][name] for run in found[row["row"]]], 0) for row in rows for name in ("top1", "ap")], 1)
     ends = 100 * bootstrap_intervals(values).T.reshape(len(rows), 2, 2)                          # rows x (top-1, mAP) x (lower, upper)
-    with_std = lambda row, name: f"{row[name]:.2f}" + (f" ± {row[name + '_std']:.2f}" if row.get(f"{name}_std", "") != "" else "")
     lines = []
     for row, (top1, average) in zip(rows, ends):
         cells = [row["row"], row["feature"], row["seeds"]] + [with_std(row, name) for name in FIGURES]
