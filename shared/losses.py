@@ -85,7 +85,8 @@ class BatchHardTriplet(nn.Module):
 class LibraryLoss(nn.Module):
     """A loss of pytorch-metric-learning, from optical to SAR and back, with the library's own settings.
 
-    loss: of the library's losses. miner: of its miners, or None for the loss's own choice of pairs.
+    loss: of the library's losses. miner: of its miners of triplets, or None for the loss's own choice of pairs; an anchor for which it
+    finds no negative takes any other place, so that its positive is still pulled (as the code of Wu et al., ICCV 2017, does).
     """
 
     def __init__(self, loss, miner=None):
@@ -100,8 +101,14 @@ class LibraryLoss(nn.Module):
     def _one_way(self, anchors, others):
         places = torch.arange(len(anchors), device=anchors.device)
         same = places.clone()                                         # one tensor for both would mean one set: no positives across
-        chosen = self.miner(anchors, places, others, same) if self.miner else None
+        chosen = self._triplets(anchors, places, others, same) if self.miner else None
         return self.loss(anchors, places, chosen, others, same)
+
+    def _triplets(self, anchors, places, others, same):
+        mined = self.miner(anchors, places, others, same)
+        left = places[~torch.isin(places, mined[0])]
+        other = (left + torch.randint(1, len(places), left.shape, device=left.device)) % len(places)
+        return tuple(torch.cat(both) for both in zip(mined, (left, left, other)))
 
 
 CONTRASTIVE = ("triplet", "infonce", "multi-similarity", "angular", "distance-weighted")
@@ -121,8 +128,7 @@ def build_contrastive(name, margin=0.5, temperature=0.05, label_smoothing=0.0):
         return LibraryLoss(losses.MultiSimilarityLoss())
     if name == "angular":
         return LibraryLoss(losses.AngularLoss())
-    # Sampling and loss belong together (Wu et al., "Sampling Matters", ICCV 2017). With the triplet loss, once every negative lies beyond the
-    # sampling's cutoff no triplet is left to pull the positives: the modalities parted to two points and stayed there.
+    # Sampling and loss belong together (Wu et al., "Sampling Matters", ICCV 2017): with the triplet loss the embeddings collapsed.
     return LibraryLoss(losses.MarginLoss(), miners.DistanceWeightedMiner())
 
 

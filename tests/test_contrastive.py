@@ -98,10 +98,14 @@ def test_the_librarys_losses_are_called_across_the_modalities(name, by_loop):
     assert torch.allclose(torch.autograd.grad(value, raw)[0], torch.autograd.grad(expected, raw)[0], atol=1e-4)
 
 
-def test_distance_weighted_triplets_pull_the_modalities_together():
+@pytest.mark.parametrize("apart", [0, 4])
+def test_distance_weighted_triplets_pull_the_modalities_together(apart):
+    """Also where they lie so far apart that every negative is beyond the sampling's cutoff, and no triplet is found."""
     pytest.importorskip("pytorch_metric_learning", reason="pytorch-metric-learning is not installed (requirements-losses.txt)")
     torch.manual_seed(0)
-    fc = torch.randn(32, 6).requires_grad_()
+    fc = torch.randn(32, 6)
+    fc[:, 0] += torch.tensor([apart, -apart]).repeat_interleave(16)
+    fc.requires_grad_()
     loss, optimizer = build_contrastive("distance-weighted"), torch.optim.SGD([fc], lr=5.0)
     for _ in range(200):
         optimizer.zero_grad()
