@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from conftest import SMALL, script
-from tools.analyze import betweenness, cmc, edge_density, matched_scores, modality_gap, ranks_of_truth, roc_area
+from tools.analyze import betweenness, cmc, edge_density, matched_scores, modality_gap, names_of, ranks_of_truth, roc_area
 
 
 def test_matched_and_non_matched_scores():
@@ -55,6 +55,11 @@ def test_ranks_and_cmc():
     ranks = ranks_of_truth(query, gallery, torch.tensor([0, 2, 1]))
     assert ranks.tolist() == [1, 3, 1]
     assert cmc(ranks, 3).tolist() == pytest.approx([200 / 3, 200 / 3, 100])
+
+
+def test_runs_of_one_row_are_told_apart_by_their_seeds(tmp_path):
+    runs = [tmp_path / "triplet/seed0", tmp_path / "triplet/seed1", tmp_path / "adv/seed0", tmp_path / "mine"]
+    assert names_of(runs) == ["triplet, seed0", "triplet, seed1", "adv", "mine"]
 
 
 def test_two_runs_side_by_side(demo, tmp_path):

@@ -208,7 +208,7 @@ def analyze(run, model, img_size, args, device):
     opt, sar = gallery[pairs.sar_place[sample]], query[sample]
     figure, axes = panels(1, height=3)
     points = tsne(opt, sar)
-    plot_tsne(axes[0], *points, name_of(run))
+    plot_tsne(axes[0], *points, *names_of([run]))
     save(figure, folder / "tsne")
 
     pseudo, shares = {}, {}
@@ -237,13 +237,14 @@ def analyze(run, model, img_size, args, device):
           f"{100 * figures['modality_gap']['accuracy']:.1f}%; rank against edge density {correlation:.2f}")
     print("  between the two of their place: " + ", ".join(f"{name} {100 * share:.1f}%" for name, share in shares.items()))
     print(f"  {folder}")
-    return {"run": run, "points": points, "ranks": ranks}
+    return {"points": points, "ranks": ranks}
 
 
-def name_of(run):
-    """The row's name of results/DATA/ROW/seedK, else the folder's."""
-    run = run.resolve()
-    return run.parent.name if run.name.startswith("seed") else run.name
+def names_of(runs):
+    """The row's name of each results/DATA/ROW/seedK, with the seed where a row comes several times; of other folders their own name."""
+    runs = [run.resolve() for run in runs]
+    names = [run.parent.name if run.name.startswith("seed") else run.name for run in runs]
+    return [f"{name}, {run.name}" if names.count(name) > 1 else name for name, run in zip(names, runs)]
 
 
 def main():
@@ -260,14 +261,14 @@ def main():
     models = [load_model(run, device) for run in args.run]            # a folder without a run is named before the work on the others
     found = [analyze(run, *model, args, device) for run, model in zip(args.run, models)]
     if len(found) > 1:
-        folder = args.run[0] / "analysis"
+        folder, names = args.run[0] / "analysis", names_of(args.run)
         figure, axes = panels(len(found), width=2.4, height=2.6)
-        for axis, one in zip(axes, found):
-            plot_tsne(axis, *one["points"], name_of(one["run"]))
+        for axis, one, name in zip(axes, found, names):
+            plot_tsne(axis, *one["points"], name)
         save(figure, folder / "tsne_runs")
         figure, axes = panels(height=2.8)
-        for one, colour, marker in zip(found, CYCLE * 9, MARKERS * 9):
-            axes[0].plot(range(1, 21), cmc(one["ranks"], 20), color=colour, marker=marker, markersize=2.5, label=name_of(one["run"]))
+        for one, name, colour, marker in zip(found, names, CYCLE * 9, MARKERS * 9):
+            axes[0].plot(range(1, 21), cmc(one["ranks"], 20), color=colour, marker=marker, markersize=2.5, label=name)
         axes[0].set(xlabel="rank k", ylabel="queries with the truth in the first k (%)", ylim=(None, 100))
         axes[0].legend()
         save(figure, folder / "cmc")
