@@ -4,6 +4,7 @@
 #   bash run.sh                                          data/SN6align200 if it is there, else the demo pairs
 #   DATA_PATH=data/S1S2align200 SEEDS="0 1 2" bash run.sh
 #   ROWS="triplet triplet+exchange" EPOCHS=5 bash run.sh
+#   FLAGS="--img_size 64 --layer4_stride 2" EPOCHS=12 bash run.sh      more flags for every row that trains
 #   PYTHON=python3 bash run.sh                           an environment of your own
 #
 # A finished row is not trained again; after an interruption the same call goes on.
@@ -44,7 +45,7 @@ else
   [ "$NAME" != demo ] || SHORT="--img_size 64 --batch_size 24 --epochs 4"
 fi
 if [ -d "$DATA_PATH/train_tiles" ] || [ -d "$HOME/$DATA_PATH/train_tiles" ]; then CON+=" --windows"; else CON+=" --symmetries"; fi
-[ -z "${EPOCHS:-}" ] || SHORT+=" --epochs $EPOCHS"
+SHORT+=" ${FLAGS:-}${EPOCHS:+ --epochs $EPOCHS}"
 echo "data: $DATA_PATH   seeds: $SEEDS   profile: ${PROFILE:-the default of every flag} $SHORT   contrastive: $CON"
 
 # The rows: name, script folder, flags ------------------------------------------------------------------------

@@ -58,9 +58,11 @@ def test_a_failing_row_is_named_and_the_others_go_on(checkout, demo):
 
 def test_without_a_data_set_it_makes_the_demo_pairs(checkout, tmp_path):
     shutil.rmtree(checkout / "results", ignore_errors=True)
-    done = run_sh(checkout, EPOCHS="1", ROWS="triplet", HOME=str(tmp_path))
+    done = run_sh(checkout, EPOCHS="1", FLAGS="--img_size 32 --margin 0.4", ROWS="triplet", HOME=str(tmp_path))
     assert done.returncode == 0 and "these are the demo pairs" in done.stdout, done.stdout + done.stderr
     assert "192 training places; 96 queries" in done.stdout
+    args = json.loads((checkout / "results/demo/triplet/seed0/args.json").read_text())
+    assert (args["epochs"], args["img_size"], args["margin"]) == (1, 32, 0.4), "EPOCHS and FLAGS come after the profile"
     assert "Demo pairs: a check that everything works, no result of the method." in (checkout / "results/demo/table.md").read_text()
 
 
