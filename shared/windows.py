@@ -76,6 +76,9 @@ def load_windows(root, pairs, crop, img_size, workers, batch_size):
     crop: the side of a training crop, in px of the tile: a window of img_size then shows as much ground as a crop does.
     Raises InputError that names every bad file.
     """
+    if not (root / "train_tiles").is_dir():
+        raise InputError(f"{root / 'train_tiles'}: there is no such folder, and --windows draws from the training tiles there: "
+                         "prepare the data with --keep_tiles, or give --symmetries instead")
     problems = []
     files = {modality: list_images(root / "train_tiles" / modality, problems) for modality in ("opt", "sar")}
     for name in sorted(files["opt"].keys() ^ files["sar"].keys()):

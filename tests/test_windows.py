@@ -121,4 +121,4 @@ def test_a_script_trains_on_windows(tmp_path, real):
 
 def test_no_tiles_is_one_sentence(demo, tmp_path):
     done = script("code/train.py", "--data_path", demo, "--result_path", tmp_path / "run", *SMALL, "--windows")
-    assert done.returncode == 2 and "train_tiles/opt: there is no such folder" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "train_tiles: there is no such folder" in done.stderr and "--keep_tiles" in done.stderr and "Traceback" not in done.stderr
