@@ -161,7 +161,7 @@ def plot_training(epochs, file):
     for name, colour in zip(terms, CYCLE):
         loss.plot(number, [float(row[name]) for row in epochs], color=colour, label=name)
     loss.set(xlabel="epoch", ylabel="loss term", yscale="symlog" if len(terms) > 1 else "linear")
-    loss.legend()
+    loss.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=3, columnspacing=1)       # curves go everywhere
     rate.plot(number, [float(row["lr"]) for row in epochs], color=OPT)
     rate.set(xlabel="epoch", ylabel="learning rate of the backbone")
     for feature, colour, marker in zip(FEATURES, CYCLE, MARKERS):
