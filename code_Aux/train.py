@@ -2,7 +2,7 @@
 
     python code_Aux/train.py --data_path data/SN6align200 --channel_exchange
     python code_Aux/train.py --data_path data/demo --guided_filter --arch resnet18 --img_size 96 --init none \\
-        --schedule cosine --lr 0.1 --lr_head 0.1 --batch_size 48 --epochs 20        from scratch on a CPU
+        --schedule cosine --lr 0.017 --lr_head 0.017 --batch_size 48 --epochs 20        from scratch on a CPU
 """
 import sys
 from pathlib import Path
