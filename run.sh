@@ -40,7 +40,7 @@ if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; th
   PROFILE=
 else
   PROFILE="--arch resnet18 --img_size 96 --init none --schedule cosine --lr 0.1 --lr_head 0.1 --batch_size 48 --epochs 20"
-  AUX="--lr 0.017 --lr_head 0.017"  # twelve triplet terms are summed instead of two: a sixth of the rate; at 0.1 sharing-3 and sharing-5 collapse
+  AUX="--lr 0.017 --lr_head 0.017"  # twelve triplet terms are summed instead of two: a sixth of the rate; at 0.1 sharing-5 collapses, and sharing-3 with some seeds
   ADV="--lambda_adv 0.001"          # at these learning rates the critic's estimate runs ahead of the model: 0.01 drowns the triplet loss
   CON="--optim adamw --lr 2e-3 --lr_head 2e-3 --batch_size 64 --layer4_stride 2 --specify_num 1 --epochs 48"
   [ "$NAME" != demo ] || SHORT="--img_size 64 --batch_size 24 --epochs 4"
