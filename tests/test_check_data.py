@@ -157,10 +157,24 @@ def test_strips_of_one_place_are_no_repetition(data, tmp_path):
 
 
 def test_the_real_pairs(real, tmp_path):
-    """Tiles 130 and 142 are one place published twice; nothing else repeats, and no test place is in training."""
+    """With what leave_out.csv leaves out, nothing repeats and no test place is in training."""
     done = check(real, tmp_path / "out")
     assert done.returncode == 0
-    assert "opt: the same image twice within a split: 25" in done.stdout and "train 130_00 and train 142_00: identical" in done.stdout
-    for title in ("unreadable files", "missing partners", "opt: the same image in train and test", "sar: the same image in train and test"):
-        assert section(done.stdout, title) == []
+    for title in ("unreadable files", "missing partners", "opt: the same image twice within a split", "opt: the same image in train and test",
+                  "sar: the same image in train and test", "crops that overlap within a split", "crops that overlap between train and test"):
+        assert section(done.stdout, title) == [], title
+    assert "train: 1200 places" in done.stdout and "test: 524 places" in done.stdout
     assert "median best shift +1 across, +0 down" in done.stdout
+
+
+def test_what_is_wrong_with_the_real_pairs_is_found(real, tmp_path):
+    """Tiles 130 and 142 are one place published twice; tile 076 shows ground of the test place 175_00."""
+    data = tmp_path / "pairs"
+    data.mkdir()
+    for name in ("train", "test", "pairs.csv"):
+        (data / name).symlink_to(real / name)
+    done = check(data, tmp_path / "out", "--sample", "10")
+    assert done.returncode == 1
+    assert "opt: the same image twice within a split: 25" in done.stdout and "train 130_00 and train 142_00: identical" in done.stdout
+    across = section(done.stdout, "crops that overlap between train and test")
+    assert [line.split(":")[0] for line in across] == ["train 076_44 and test 175_00"]
