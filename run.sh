@@ -1,24 +1,28 @@
 #!/usr/bin/env bash
-# Trains, tests and tabulates the ablation: results/<data set>/table.md and .csv, and report.html with all there is to see.
+# Trains, tests and tabulates rows of methods: results/<data set>/table.md and .csv, and report.html with all to see.
 #
 #   bash run.sh                                          data/SN6align200 if it is there, else the demo pairs
 #   DATA_PATH=data/S1S2align200 SEEDS="0 1 2" bash run.sh
-#   ROWS="triplet triplet+exchange" EPOCHS=5 bash run.sh
-#   FLAGS="--img_size 64 --layer4_stride 2" EPOCHS=12 bash run.sh      more flags for every row that trains
-#   PYTHON=python3 bash run.sh                           an environment of your own
+#   ROWS="triplet triplet+exchange" EPOCHS=5 bash run.sh                       these rows alone, of any table
+#   TABLES="ablation NAME" bash run.sh                                         tables by name, or TABLES=all
+#   FLAGS="--img_size 64 --layer4_stride 2" EPOCHS=12 bash run.sh              more flags for every row that trains
+#   PYTHON=python3 bash run.sh                                                 an environment of your own
 #
 # A finished row is not trained again; after an interruption the same call goes on.
 # Your own row: copy a script folder, change it, add one line to the rows below.
 set -euo pipefail
 caller=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")"
-source shared/setup.sh requirements.txt
+source shared/plumbing/setup.sh requirements.txt
 
 # The data --------------------------------------------------------------------------------------------------
-has_data() { [ -d "$1/train" ] || [ -f "$1/opt_ori_train.pt" ]; }       # the folder itself holds a prepare script
+has_data() {
+  "$PYTHON" -c 'import sys; from shared.layouts import find_data, layout_of
+sys.exit(layout_of(find_data(sys.argv[1])) is None)' "$1"
+}
 if [ -z "${DATA_PATH:-}" ]; then
   DATA_PATH=data/SN6align200
-  if ! has_data "$DATA_PATH" && ! has_data "$HOME/$DATA_PATH"; then
+  if ! has_data "$DATA_PATH"; then
     DATA_PATH=data/demo
     [ -f data/demo/pairs.csv ] || "$PYTHON" data/demo/prepare.py
     echo "no data set found: these are the demo pairs, a check that everything works and no result"
@@ -28,72 +32,114 @@ elif [ -d "$caller/$DATA_PATH" ]; then
 fi
 NAME=$(basename "$DATA_PATH")
 SEEDS=${SEEDS:-0}
-for name in ${ROWS:-}; do
-  grep -qF "row $name " "${BASH_SOURCE[0]##*/}" || { echo "error: ROWS names $name, but run.sh has no such row" >&2; exit 2; }
-done
 
 # The profile -----------------------------------------------------------------------------------------------
 # With CUDA the recipe that is every flag's default: ResNet50 from ImageNet weights, 200 px, 60 epochs. Without, what
-# trains from scratch on a CPU in minutes. The contrastive rows have a recipe of their own (docs/contrastive.md).
-AUX= ADV= CON= SHORT=
-if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-  PROFILE=
-else
-  PROFILE="--arch resnet18 --img_size 96 --init none --schedule cosine --lr 0.1 --lr_head 0.1 --batch_size 48 --epochs 20"
-  AUX="--lr 0.017 --lr_head 0.017"  # twelve triplet terms are summed instead of two: a sixth of the rate; at 0.1 sharing-5 collapses, and sharing-3 with some seeds
-  ADV="--lambda_adv 0.001"          # at these learning rates the critic's estimate runs ahead of the model: 0.01 drowns the triplet loss
-  CON="--optim adamw --lr 2e-3 --lr_head 2e-3 --batch_size 64 --layer4_stride 2 --specify_num 1 --epochs 48"
+# trains from scratch on a CPU in minutes; each train.py's --help tells what that is.
+PROFILE= SHORT=
+if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+  PROFILE="--recipe cpu"
   [ "$NAME" != demo ] || SHORT="--img_size 64 --batch_size 24 --epochs 4"
 fi
-if [ -d "$DATA_PATH/train_tiles" ] || [ -d "$HOME/$DATA_PATH/train_tiles" ]; then CON+=" --windows"; else CON+=" --symmetries"; fi
+if [ -d "$DATA_PATH/train_tiles" ] || [ -d "$HOME/$DATA_PATH/train_tiles" ]; then
+  MANY=--windows
+else
+  MANY=--symmetries
+fi
 SHORT+=" ${FLAGS:-}${EPOCHS:+ --epochs $EPOCHS}"
-echo "data: $DATA_PATH   seeds: $SEEDS   profile: ${PROFILE:-the default of every flag} $SHORT   contrastive: $CON"
+echo "data: $DATA_PATH   seeds: $SEEDS   profile: ${PROFILE:-the default of every flag} $SHORT"
 
-# The rows: name, script folder, flags ------------------------------------------------------------------------
-names=() failed=()
-wanted() { [[ -z "${ROWS:-}" || " $ROWS " == *" $1 "* ]]; }
-try() { "$@" || { [ $? -ne 130 ] || exit 130; failed+=("$name (seed $seed)"); }; }
-row() {
-  local name=$1 script=$2 seed
-  shift 2
-  names+=("$name")
-  wanted "$name" || return 0
-  for seed in $SEEDS; do
-    echo "== $name, seed $seed"
-    try "$PYTHON" "$script/train.py" --data_path "$DATA_PATH" --result_path "results/$NAME/$name/seed$seed" --seed "$seed" $PROFILE "$@" $SHORT
-  done
-}
-# A row that is another row's runs, tested otherwise: name, script folder, the other row, flags of test.py.
-test_row() {
-  local name=$1 script=$2 trained=$3 seed
-  shift 3
-  names+=("$name")
-  wanted "$name" || return 0
-  for seed in $SEEDS; do
-    echo "== $name, seed $seed"
-    try "$PYTHON" "$script/test.py" --run "results/$NAME/$trained/seed$seed" --result_path "results/$NAME/$name/seed$seed" "$@"
-  done
-}
+# The rows --------------------------------------------------------------------------------------------------
+# table NAME                              the rows below it, in results/<data set>/NAME.md (the ablation: table.md)
+# row NAME FOLDER [flags of train.py]     a row that trains
+# test_row NAME FOLDER ROW [flags of test.py]     a row that is another row's runs, tested otherwise
+# In the flags @ROW stands for another row's run with the same seed, as in --init @ROW; that row is then run first.
+tables=() in_table=() names=() scripts=() flags=()
+table() { current_table=$1; tables+=("$1"); }
+add() { in_table+=("$current_table"); names+=("$1"); scripts+=("$2"); shift 2; flags+=("$*"); }
+row() { local name=$1 folder=$2; shift 2; add "$name" "$folder/train.py" "$@"; }
+test_row() { local name=$1 folder=$2 trained=$3; shift 3; add "$name" "$folder/test.py" --run "@$trained" "$@"; }
 
+table ablation
 row triplet                        code
-row triplet+exchange               code_Aux $AUX --channel_exchange
-row triplet+adv                    code_Adv $ADV
-row triplet+adv+exchange           code_Adv $AUX $ADV --channel_exchange
-row triplet+adv+exchange+guided    code_Adv $AUX $ADV --channel_exchange --guided_filter
-row triplet+adv+exchange-normalize code_Adv $AUX $ADV --channel_exchange --no_normalize
-row triplet+exchange+guided        code_Aux $AUX --channel_exchange --guided_filter
-row sharing-3                      code_Adv $AUX $ADV --channel_exchange --specify_num 3
-row sharing-5                      code_Adv $AUX $ADV --channel_exchange --specify_num 5
-row contrastive                    code_Con $CON
+row triplet+exchange               code_Aux --channel_exchange
+row triplet+adv                    code_Adv
+row triplet+adv+exchange           code_Adv --channel_exchange
+row triplet+adv+exchange+guided    code_Adv --channel_exchange --guided_filter
+row triplet+adv+exchange-normalize code_Adv --channel_exchange --no_normalize
+row triplet+exchange+guided        code_Aux --channel_exchange --guided_filter
+row sharing-3                      code_Adv --channel_exchange --specify_num 3
+row sharing-5                      code_Adv --channel_exchange --specify_num 5
+row contrastive                    code_Con $MANY
 test_row triplet-test-flip         code triplet --tta flip
 test_row triplet-test-exchange     code triplet --tta exchange
 test_row triplet-test-guided       code triplet --tta guided
 test_row exchange-test-exchange    code_Aux triplet+exchange --tta exchange
 test_row contrastive-test-time     code_Con contrastive --tta symmetries
 
-# The table, the pictures and the page --------------------------------------------------------------------------
-"$PYTHON" shared/results.py "results/$NAME" --rows "${names[@]}"
+# What is asked for -----------------------------------------------------------------------------------------
+number_of() {
+  local i
+  for i in "${!names[@]}"; do [ "${names[i]}" != "$1" ] || { number=$i; return 0; }; done
+  echo "error: ${2:-ROWS names} $1, but run.sh has no such row" >&2
+  exit 2
+}
+order=() wanted=()
+want() {                                                # a row, after the rows whose runs it starts from
+  local number word
+  number_of "$@"
+  [ -z "${wanted[number]:-}" ] || return 0
+  wanted[number]=1
+  for word in ${flags[number]}; do
+    [[ $word != @* ]] || want "${word#@}" "row $1 starts from"
+  done
+  order+=("$number")
+}
+asked=${TABLES:-ablation}
+[ "$asked" != all ] || asked=${tables[*]}
+for name in $asked; do
+  [[ " ${tables[*]} " == *" $name "* ]] ||
+    { echo "error: TABLES names $name, but run.sh has the tables ${tables[*]}" >&2; exit 2; }
+done
+if [ -n "${ROWS:-}" ]; then
+  for name in $ROWS; do want "$name"; done
+else
+  for i in "${!names[@]}"; do
+    [[ " $asked " != *" ${in_table[i]} "* ]] || want "${names[i]}"
+  done
+fi
+
+# Training and testing ----------------------------------------------------------------------------------------
+failed=()
+for i in "${order[@]}"; do
+  for seed in $SEEDS; do
+    name=${names[i]}
+    command=("$PYTHON" "${scripts[i]}" --result_path "results/$NAME/$name/seed$seed")
+    [[ ${scripts[i]} != */train.py ]] || command+=(--data_path "$DATA_PATH" --seed "$seed" $PROFILE)
+    for word in ${flags[i]}; do
+      [[ $word != @* ]] || word=results/$NAME/${word#@}/seed$seed
+      command+=("$word")
+    done
+    [[ ${scripts[i]} != */train.py ]] || command+=($SHORT)
+    echo "== $name, seed $seed"
+    "${command[@]}" || { [ $? -ne 130 ] || exit 130; failed+=("$name (seed $seed)"); }
+  done
+done
+
+# The tables, the pictures and the page -------------------------------------------------------------------------
 [ ${#failed[@]} -eq 0 ] || echo "not finished: ${failed[*]}" >&2
+if ! grep -qs '"evaluated_on": "test"' "results/$NAME"/*/seed*/metrics.json; then
+  echo "no table yet: no row was evaluated on the test split"
+  [ ${#failed[@]} -eq 0 ] && exit 0 || exit 1
+fi
+table_flags=()
+for name in "${tables[@]}"; do
+  if [ "$name" = ablation ]; then table_flags+=(--rows); else table_flags+=(--table "$name"); fi
+  for i in "${!names[@]}"; do
+    [ "${in_table[i]}" != "$name" ] || table_flags+=("${names[i]}")
+  done
+done
+"$PYTHON" tools/results.py "results/$NAME" "${table_flags[@]}"
 runs=() analyzed=1
 for name in triplet triplet+exchange triplet+adv contrastive; do
   run=results/$NAME/$name/seed${SEEDS%% *}
@@ -102,6 +148,8 @@ for name in triplet triplet+exchange triplet+adv contrastive; do
   [ -f "$run/analysis/figures.json" ] || analyzed=0
 done
 [ $analyzed = 1 ] || "$PYTHON" tools/analyze.py "${runs[@]}"
-[ ${#runs[@]} -eq 0 ] || [ -f "results/$NAME/filters/filters.csv" ] || "$PYTHON" tools/compare_filters.py --data_path "$DATA_PATH" "${runs[@]:0:2}"
-"$PYTHON" tools/report.py "results/$NAME" --rows "${names[@]}" --data_path "$DATA_PATH"
+if [ ${#runs[@]} -gt 0 ] && [ ! -f "results/$NAME/filters/filters.csv" ]; then
+  "$PYTHON" tools/compare_filters.py --data_path "$DATA_PATH" "${runs[@]:0:2}"
+fi
+"$PYTHON" tools/report.py "results/$NAME" "${table_flags[@]}" --data_path "$DATA_PATH"
 [ ${#failed[@]} -eq 0 ]

@@ -1,8 +1,7 @@
 """Baseline: a pseudo-siamese ResNet with the cross-modal triplet loss.
 
     python code/train.py --data_path data/SN6align200            the author's recipe, on CUDA when there is one
-    python code/train.py --data_path data/demo --arch resnet18 --img_size 96 --init none \\
-        --schedule cosine --lr 0.1 --lr_head 0.1 --batch_size 48 --epochs 20        from scratch on a CPU
+    python code/train.py --data_path data/demo --recipe cpu      from scratch on a CPU
 """
 import sys
 from pathlib import Path
@@ -11,16 +10,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's
 
 from shared import options
 from shared.dataset import describe, load_data, steps_per_epoch
-from shared.distributed import gather
-from shared.errors import run_script
 from shared.losses import cross_modal_triplet
+from shared.model import build_model
 from shared.optimizers import build_optimizer, build_schedule
-from shared.run import Run, build_model
+from shared.plumbing.distributed import gather
+from shared.plumbing.errors import run_script
+from shared.run import Run
 
 
-def train():
-    args = options.training(__doc__).parse_args()
-    run = Run(args)
+def arguments():
+    return options.training(__doc__).parse_args()
+
+
+def train(args):
+    run = Run(args, __file__)
+    if run.finished:
+        return
 
     pairs, evaluation = load_data(args)
     steps = steps_per_epoch(pairs, args.batch_size)
@@ -34,20 +39,16 @@ def train():
 
     for epoch in run.epochs():
         model.train()
-        for opt, sar in run.batches(pairs, epoch):                    # B x 3 x S x S in [0, 1]
+        for opt, sar, places in run.batches(pairs, epoch):      # B x 3 x S x S in [0, 1]
             with run.autocast():
-                pool5, fc = network(opt, sar)                         # 2B x 512: optical, SAR
-            fc = gather(fc, kinds=2)                                  # of all devices, if there are several
+                pool5, fc = network(opt, sar)                   # 2B x 512: optical, SAR
+            fc = gather(fc, kinds=2)                            # of all devices, if there are several
             triplet = cross_modal_triplet(fc, kinds=2, margin=args.margin)
 
-            optimizer.zero_grad()
-            run.scaler.scale(triplet).backward()
-            run.scaler.step(optimizer)
-            run.scaler.update()
-            schedule.step()
+            run.optimize(triplet, optimizer, schedule)
             run.record(triplet=triplet)
-        run.end_epoch(model, evaluation, schedule.get_last_lr()[0], collapsed={"triplet": 2 * args.margin})
+        run.end_epoch(model, evaluation, schedule, collapsed={"triplet": 2 * args.margin})
 
 
 if __name__ == "__main__":
-    run_script(train)
+    run_script(train, arguments)

@@ -8,13 +8,28 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's root, where shared/ is
 
 from shared import options
-from shared.errors import run_script
-from shared.run import test_run
+from shared.evaluate import embed_pairs, evaluate, retrievals, search
+from shared.finished_run import FinishedRun
+from shared.plumbing.errors import run_script
 
 
-def test():
-    test_run(options.testing(__doc__).parse_args())
+def arguments():
+    return options.testing(__doc__).parse_args()
+
+
+def test(args):
+    run = FinishedRun(args)
+    if run.tested:
+        return
+
+    pairs = run.load_pairs()
+    query, gallery = embed_pairs(run.model, pairs, run.device, run.autocast, args.tta)
+    results = search(query, gallery, pairs, run.device)
+    run.write(pairs, evaluate(results, pairs), retrievals(results, pairs))
+    if args.save_embeddings:
+        run.save_embeddings(query, gallery, pairs)
+    run.close()
 
 
 if __name__ == "__main__":
-    run_script(test)
+    run_script(test, arguments)

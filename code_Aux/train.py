@@ -1,8 +1,7 @@
 """Auxiliary training: the triplet loss over optical, SAR and the pseudo-modal images of both.
 
-    python code_Aux/train.py --data_path data/SN6align200 --channel_exchange
-    python code_Aux/train.py --data_path data/demo --guided_filter --arch resnet18 --img_size 96 --init none \\
-        --schedule cosine --lr 0.017 --lr_head 0.017 --batch_size 48 --epochs 20        from scratch on a CPU
+    python code_Aux/train.py --data_path data/SN6align200                           by channel exchange, the default
+    python code_Aux/train.py --data_path data/demo --guided_filter --recipe cpu     from scratch on a CPU
 """
 import sys
 from pathlib import Path
@@ -13,19 +12,27 @@ import torch
 
 from shared import options
 from shared.dataset import describe, load_data, steps_per_epoch
-from shared.distributed import gather
-from shared.errors import run_script
 from shared.filters import pseudo_modal
 from shared.losses import cross_modal_triplet
+from shared.model import build_model
 from shared.optimizers import build_optimizer, build_schedule
-from shared.run import Run, build_model
+from shared.plumbing.distributed import gather
+from shared.plumbing.errors import run_script
+from shared.run import Run
 
 
-def train():
-    args = options.training(__doc__, pseudo_modal=True).parse_args()
-    if not args.filter:
-        args.channel_exchange = True
-    run = Run(args)
+def arguments():
+    parser = options.training(__doc__, cpu=options.PSEUDO_MODAL_RATES)
+    options.add_pseudo_modal(parser)
+    args = parser.parse_args()
+    args.channel_exchange = args.channel_exchange or not args.filter
+    return args
+
+
+def train(args):
+    run = Run(args, __file__)
+    if run.finished:
+        return
 
     pairs, evaluation = load_data(args)
     steps = steps_per_epoch(pairs, args.batch_size)
@@ -39,22 +46,18 @@ def train():
 
     for epoch in run.epochs():
         model.train()
-        for opt, sar in run.batches(pairs, epoch):                    # B x 3 x S x S in [0, 1]
+        for opt, sar, places in run.batches(pairs, epoch):      # B x 3 x S x S in [0, 1]
             opt_pseudo = pseudo_modal(opt, args.channel_exchange, args.filter, run.generator, guide=sar)
             sar_pseudo = pseudo_modal(sar, args.channel_exchange, args.filter, run.generator, guide=opt)
-            with run.autocast():                                      # 4B x 512: optical, pseudo-optical, SAR, pseudo-SAR
+            with run.autocast():                                # 4B x 512: optical, pseudo-optical, SAR, pseudo-SAR
                 pool5, fc = network(torch.cat([opt, opt_pseudo]), torch.cat([sar, sar_pseudo]))
-            fc = gather(fc, kinds=4)                                  # of all devices, if there are several
+            fc = gather(fc, kinds=4)                            # of all devices, if there are several
             triplet = cross_modal_triplet(fc, kinds=4, margin=args.margin)
 
-            optimizer.zero_grad()
-            run.scaler.scale(triplet).backward()
-            run.scaler.step(optimizer)
-            run.scaler.update()
-            schedule.step()
+            run.optimize(triplet, optimizer, schedule)
             run.record(triplet=triplet)
-        run.end_epoch(model, evaluation, schedule.get_last_lr()[0], collapsed={"triplet": 12 * args.margin})
+        run.end_epoch(model, evaluation, schedule, collapsed={"triplet": 12 * args.margin})
 
 
 if __name__ == "__main__":
-    run_script(train)
+    run_script(train, arguments)

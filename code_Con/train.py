@@ -1,8 +1,8 @@
-"""Contrastive learning from scratch: a layout-keeping embedding, windows from anywhere in the training tiles, AdamW, a choice of losses.
+"""Contrastive learning: a layout-keeping embedding, windows from anywhere in the training tiles, AdamW, and a choice of
+losses.
 
-    python code_Con/train.py --data_path data/SN6align200 --windows         the defaults, meant for CUDA: never run there yet
-    python code_Con/train.py --data_path data/S1S2align200 --windows --arch resnet18 --img_size 96 --init none \\
-        --layer4_stride 2 --specify_num 1 --lr 2e-3 --lr_head 2e-3 --epochs 48      from scratch on a CPU
+    python code_Con/train.py --data_path data/SN6align200 --windows                   for CUDA: never run there yet
+    python code_Con/train.py --data_path data/S1S2align200 --windows --recipe cpu     from scratch on a CPU
 
 What each piece gives: docs/contrastive.md.
 """
@@ -11,20 +11,46 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's root, where shared/ is
 
+from chunks import in_chunks
+from contrastive_losses import CONTRASTIVE, build_contrastive, collapsed_value
+from hard_negatives import HardNegatives
 from shared import options
-from shared.chunks import in_chunks
 from shared.dataset import describe, load_data, steps_per_epoch
-from shared.distributed import gather
-from shared.errors import run_script
-from shared.hard_negatives import HardNegatives
-from shared.losses import build_contrastive, collapsed_value
+from shared.model import build_model
 from shared.optimizers import build_optimizer, build_schedule
-from shared.run import Run, build_model
+from shared.plumbing.distributed import gather
+from shared.plumbing.errors import InputError, run_script
+from shared.run import Run
 
 
-def train():
-    args = options.training(__doc__, contrastive=True).parse_args()
-    run = Run(args)
+def arguments():
+    parser = options.training(__doc__, cpu={"lr": 2e-3, "lr_head": 2e-3, "batch_size": 64, "layer4_stride": 2,
+                                            "specify_num": 1, "epochs": 48})
+    group = parser.add_argument_group("contrastive")
+    group.add_argument("--loss", choices=CONTRASTIVE, default="triplet",
+                       help="triplet: batch-hard; the last three are pytorch-metric-learning's "
+                            "(requirements-losses.txt)")
+    group.add_argument("--temperature", type=options.above_zero, default=0.05,
+                       help="of InfoNCE, to begin with: it is learned")
+    group.add_argument("--label_smoothing", type=options.share, default=0.0)
+    group.add_argument("--hard_negatives", type=options.positive, default=0, metavar="K",
+                       help="batches of places beside the K that look most like them (default: random batches)")
+    group.add_argument("--chunk", type=options.positive, metavar="PAIRS",
+                       help="embed so many pairs at a time, for batches that do not fit the memory (default: the "
+                            "whole batch)")
+    # Not the author's recipe, but this method's own.
+    parser.set_defaults(pooling="grid", optim="adamw", schedule="cosine", lr=3e-4, lr_head=1e-3, batch_size=64)
+    args = parser.parse_args()
+    if args.hard_negatives and args.windows:
+        raise InputError("--hard_negatives looks for places that were seen before, and --windows draws each but once: "
+                         "choose one of them")
+    return args
+
+
+def train(args):
+    run = Run(args, __file__)
+    if run.finished:
+        return
 
     pairs, evaluation = load_data(args)
     steps = steps_per_epoch(pairs, args.batch_size)
@@ -34,8 +60,7 @@ def train():
     negatives = HardNegatives(pairs, args.hard_negatives)
     loss = build_contrastive(args.loss, args.margin, args.temperature, args.label_smoothing)
     collapsed = {"contrastive": collapsed_value(loss, args.batch_size)}
-    loss.to(run.device)
-    optimizer = build_optimizer(model, args.optim, args.lr, args.lr_head, loss)
+    optimizer = build_optimizer(model, args.optim, args.lr, args.lr_head, extra=loss)
     schedule = build_schedule(optimizer, args.schedule, args.epochs, steps)
     network = run.parallelize(model)
     run.resume(model=model, loss=loss, negatives=negatives, optimizer=optimizer, schedule=schedule)
@@ -44,20 +69,16 @@ def train():
         if run.step == 0:
             negatives.refresh(model, epoch, run.device, run.autocast)
         model.train()
-        for opt, sar in run.batches(pairs, epoch, negatives.order):     # B x 3 x S x S in [0, 1]
-            with run.autocast():
-                pool5, fc = in_chunks(network, opt, sar, args.chunk or args.batch_size)   # 2B x 512: optical, SAR
-            fc = gather(fc, kinds=2)                                  # of all devices, if there are several
+        for opt, sar, places in run.batches(pairs, epoch, negatives.order):             # B x 3 x S x S in [0, 1]
+            with run.autocast():                                # 2B x 512: optical, SAR
+                pool5, fc = in_chunks(network, opt, sar, args.chunk or args.batch_size)
+            fc = gather(fc, kinds=2)                            # of all devices, if there are several
             contrastive = loss(fc)
 
-            optimizer.zero_grad()
-            run.scaler.scale(contrastive).backward()
-            run.scaler.step(optimizer)
-            run.scaler.update()
-            schedule.step()
+            run.optimize(contrastive, optimizer, schedule)
             run.record(contrastive=contrastive)
-        run.end_epoch(model, evaluation, schedule.get_last_lr()[0], collapsed)
+        run.end_epoch(model, evaluation, schedule, collapsed)
 
 
 if __name__ == "__main__":
-    run_script(train)
+    run_script(train, arguments)

@@ -1,1 +1,1 @@
-"""What the method's scripts share: dataset -> filters -> model -> losses -> evaluate -> results."""
+"""What the methods share: dataset -> filters -> model -> losses -> evaluate. Files, devices, processes: plumbing/."""

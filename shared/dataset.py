@@ -2,28 +2,27 @@
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
+from functools import cached_property, partial
 
 import cv2
 import numpy as np
 import torch
 
-from shared import distributed
-from shared.errors import InputError, several
-from shared.image_store import keep_images
-from shared.layouts import list_split, read_image, read_leave_out, read_pairs_csv
-from shared.windows import Windows, apply_symmetry, load_windows
+from shared.layouts import find_data, list_split, read_image, read_leave_out, read_pairs_csv
+from shared.plumbing import distributed
+from shared.plumbing.errors import InputError, several
+from shared.plumbing.image_store import keep_images
+from shared.windows import apply_symmetry, load_windows
 
 
 @dataclass
 class Pairs:
     """One split in memory. P places, M >= P - distractors SAR images.
 
-    names: P place names. opt: (P, S, S, 3) uint8, RGB. sar: (M, S, S, 3) uint8. sar_place: (M) int64, the
-    place of each SAR image. tiles: P names of the tile that each place was cut from. positions: (P, 2) float64,
-    x and y in metres, NaN where unknown, or None. left_out: how many names leave_out.csv left out. symmetries: draw pairs at
-    any of the eight symmetries of the square, not only flipped.
+    names: P place names. opt: (P, S, S, 3) uint8, RGB. sar: (M, S, S, 3) uint8. sar_place: (M) int64, the place of each
+    SAR image. tiles: P names of the tile that each place was cut from. positions: (P, 2) float64, x and y in metres,
+    NaN where unknown, or None. left_out: how many names leave_out.csv left out. crop: side in px of an image as its
+    file holds it. symmetries: draw pairs at any of the eight symmetries of the square, not only flipped.
     """
     names: list
     opt: torch.Tensor
@@ -33,10 +32,14 @@ class Pairs:
     tiles: list
     positions: torch.Tensor = None
     left_out: int = 0
+    crop: int = None
     symmetries: bool = False
 
     def __len__(self):
         return len(self.names)
+
+    def describe(self):
+        return f"{len(self)} training places"
 
     @property
     def distractors(self):
@@ -51,28 +54,32 @@ class Pairs:
 
     @property
     def first_strips(self):
-        """(P) int64: the SAR row of each place's first strip. Where there are distractors, theirs is another place's."""
+        """(P) int64: the SAR row of each place's first strip; of a distractor it is another place's."""
         by_place, _, first = self._strips
         return by_place[first.clamp(max=len(by_place) - 1)]
 
-    def draw(self, places, generator):
-        """(opt, sar) of these places, each (B, S, S, 3) uint8: of several strips one is drawn, and half of the pairs are flipped left to right.
+    def order(self, generator):
+        """(P) int64: the places in random order, each once."""
+        return torch.randperm(len(self), generator=generator)
 
-        With symmetries, each pair is drawn at one of the eight instead.
+    def draw(self, places, generator):
+        """(opt, sar) of these places, each (B, S, S, 3) uint8.
+
+        Of several strips one is drawn, and half of the pairs are flipped left to right; with symmetries, each pair is
+        drawn at one of the eight instead.
         """
         by_place, strips, first = self._strips
         strip = (torch.rand(len(places), generator=generator) * strips[places]).long()
-        images = self.opt[places], self.sar[by_place[first[places] + strip]]
+        opt, sar = self.opt[places], self.sar[by_place[first[places] + strip]]
         if self.symmetries:
             symmetry = torch.randint(8, (len(places),), generator=generator)
-            return tuple(apply_symmetry(x, symmetry) for x in images)
+            return apply_symmetry(opt, symmetry), apply_symmetry(sar, symmetry)
         flipped = (torch.rand(len(places), generator=generator) < 0.5).view(-1, 1, 1, 1)
-        return tuple(torch.where(flipped, x.flip(2), x) for x in images)
+        return torch.where(flipped, opt.flip(2), opt), torch.where(flipped, sar.flip(2), sar)
 
     def subset(self, places):
         """The same split with these places only. places: sorted (Q) int64."""
-        kept = torch.isin(self.sar_place, places)
-        rows = kept.nonzero().flatten()
+        rows = torch.isin(self.sar_place, places).nonzero().flatten()
         return replace(self, names=[self.names[i] for i in places], tiles=[self.tiles[i] for i in places],
                        opt=self.opt[places], sar=self.sar[rows], sar_names=[self.sar_names[i] for i in rows],
                        sar_place=torch.searchsorted(places, self.sar_place[rows]),
@@ -82,44 +89,48 @@ class Pairs:
 def load_data(args):
     """Read the data set that the arguments name: what to train on (Pairs or Windows), and the Pairs to evaluate on.
 
-    --validate 0 evaluates on the test split. Above 0, that share of the training split's tiles is held
-    out and evaluated on instead, and the test split is not read: this is where choices are made.
-    --windows trains on windows of the training tiles instead of the crops, --symmetries on the crops at all eight symmetries.
+    --validate 0 evaluates on the test split. Above 0, that share of the training split's tiles is held out and
+    evaluated on instead, and the test split is not read: this is where choices are made. --windows trains on windows
+    of the training tiles instead of the crops, --symmetries on the crops at all eight symmetries.
     Raises InputError that names every bad file of both splits.
     """
-    splits = ("train",) if args.validate else ("train", "test")
-    pairs = load_splits(args.data_path, splits, args.img_size, args.workers, args.store)
-    train, evaluation = hold_out(*pairs, args.validate) if args.validate else pairs
+    if args.validate:
+        train, evaluation = hold_out(*_load(args, "train"), args.validate)
+    else:
+        train, evaluation = _load(args, "train", "test")
+    return _as_drawn(train, args), evaluation
+
+
+def load_training_data(args):
+    """The same without anything to evaluate on: for pretraining. With --validate, the tiles held out are left out."""
+    train, = _load(args, "train")
+    if args.validate:
+        train, _ = hold_out(train, args.validate)
+    return _as_drawn(train, args)
+
+
+def _load(args, *splits):
+    return load_splits(args.data_path, splits, args.img_size, args.workers, args.store)
+
+
+def _as_drawn(train, args):
     train = replace(train, symmetries=args.symmetries)
-    if args.windows:
-        root = find_data(args.data_path)
-        crop = len(read_image(next(iter(list_split(root, "train", []).opt.values()))))
-        train = load_windows(root, train, crop, args.img_size, args.workers, args.batch_size)
-    return train, evaluation
+    if not args.windows:
+        return train
+    return load_windows(find_data(args.data_path), train, args.img_size, args.workers, args.batch_size)
 
 
 def load_splits(data_path, splits, img_size, workers, store="auto"):
     """The named splits as Pairs, in order. Raises InputError that names every bad file of all of them.
 
-    store: keep the decoded images in `memory`, on `disk` (a memory map in DATA/.decoded), or `auto`: in memory where they fit.
+    store: keep the decoded images in `memory`, on `disk` (a memory map in DATA/.decoded), or `auto`: in memory where
+    they fit.
     """
     root, problems = find_data(data_path), []
     pairs = [_read_split(root, split, img_size, workers, store, problems) for split in splits]
     if problems:
         raise several(f"the data set {root} has {len(problems)} problem(s); mend or remove these files:", problems)
     return pairs
-
-
-def find_data(data_path):
-    """The data set's folder: as given, else under the home directory. InputError where there is none.
-
-    A folder without data, such as data/SN6align200 with its prepare script alone, gives way to one that has some.
-    """
-    roots = [root for root in (Path(data_path).expanduser(), Path.home() / data_path) if root.is_dir()]
-    if not roots:
-        raise InputError(f"--data_path {data_path}: there is no such folder here or under the home directory; "
-                         "python data/demo/prepare.py makes pairs to try with")
-    return next((root for root in roots if any((root / name).exists() for name in ("train", "test", "opt_ori_train.pt", "opt_ori_test.pt"))), roots[0])
 
 
 def hold_out(pairs, share):
@@ -139,12 +150,13 @@ def hold_out(pairs, share):
 def describe(pairs, evaluation):
     """One line for the log: what is trained and evaluated on."""
     left_out = pairs.left_out + evaluation.left_out
-    windows = f", windows of {len(pairs.sizes)} tiles" if isinstance(pairs, Windows) else ""
-    return (f"{len(pairs)} training places{windows}; {describe_gallery(evaluation)}" + (f"; leave_out.csv leaves out {left_out}" if left_out else ""))
+    note = f"; leave_out.csv leaves out {left_out}" if left_out else ""
+    return f"{pairs.describe()}; {describe_gallery(evaluation)}{note}"
 
 
 def describe_gallery(pairs):
-    return f"{len(pairs.sar)} queries, {len(pairs)} places in the gallery, {pairs.distractors} of them distractors"
+    return (f"{len(pairs.sar)} queries, {len(pairs)} places in the gallery, "
+            f"{pairs.distractors} of them distractors")
 
 
 def steps_per_epoch(pairs, batch_size):
@@ -152,31 +164,31 @@ def steps_per_epoch(pairs, batch_size):
     if batch_size < 2 or batch_size > len(pairs):
         raise InputError(f"--batch_size {batch_size}: choose 2 to {len(pairs)}, the number of training places")
     if batch_size % distributed.world_size():
-        raise InputError(f"--batch_size {batch_size}: choose a multiple of {distributed.world_size()}, the number of processes that share it")
+        raise InputError(f"--batch_size {batch_size}: choose a multiple of {distributed.world_size()}, "
+                         "the number of processes that share it")
     return len(pairs) // batch_size
 
 
 def draw_batches(pairs, batch_size, seed, epoch, first_step, device, generator, order=None):
-    """Yield an epoch's batches (opt, sar), each (B, 3, S, S) float32 in [0, 1] on the device.
+    """Yield an epoch's batches (opt, sar, places) on the device.
 
-    pairs: Pairs, of which no place comes twice in an epoch; or Windows. Everything drawn depends on (seed, epoch, step)
-    alone: `generator` (a CPU torch.Generator) is seeded with them before each step, and later draws of
-    the step, such as the channel exchange's, continue it. Of several processes each gets its share of the
-    same batch, and its own later draws.
-    order: what puts the places of Pairs in order, a function of the generator; in random order without one.
+    opt, sar: (B, 3, S, S) float32 in [0, 1]. places: (B) int64, the number of each place: its row in Pairs; of Windows,
+    whose places come only once, its number in the epoch. No place comes twice in an epoch.
+    Everything drawn depends on (seed, epoch, step) alone: `generator` (a CPU torch.Generator) is seeded with them
+    before each step, and later draws of the step, such as the channel exchange's, continue it. Of several processes
+    each gets its share of the same batch, and its own later draws.
+    order: what puts the places in order, a function of the generator (default: pairs.order).
     """
     generator.manual_seed(_seed(seed, epoch))
-    order = order(generator) if order else torch.randperm(len(pairs), generator=generator)
+    in_order = (order or pairs.order)(generator)
     mine = distributed.share(batch_size)
     for step in range(first_step, steps_per_epoch(pairs, batch_size)):
         generator.manual_seed(_seed(seed, epoch, step))
-        if isinstance(pairs, Windows):
-            batch = pairs.draw(batch_size, generator)
-        else:
-            batch = pairs.draw(order[step * batch_size:(step + 1) * batch_size], generator)
+        places = in_order[step * batch_size:(step + 1) * batch_size]
+        opt, sar = pairs.draw(places, generator)
         if distributed.rank() > 0:
             generator.manual_seed(_seed(seed, epoch, step, distributed.rank()))
-        yield tuple(to_float(images[mine], device) for images in batch)
+        yield to_float(opt[mine], device), to_float(sar[mine], device), places[mine].to(device)
 
 
 def to_float(images, device):
@@ -186,12 +198,14 @@ def to_float(images, device):
 
 def to_bytes(images):
     """The way back, rounded: (B, 3, S, S) float in [0, 1] -> (B, S, S, 3) uint8 on the CPU."""
-    return (images.float() * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
+    rounded = (images.float() * 255).round().clamp(0, 255).to(torch.uint8)
+    return rounded.permute(0, 2, 3, 1).contiguous().cpu()
 
 
 def map_images(function, images):
     """Apply a function of (B, 3, S, S) floats in [0, 1] to (N, S, S, 3) uint8 images, a portion at a time."""
-    return torch.cat([to_bytes(function(to_float(portion, torch.device("cpu")))) for portion in images.split(64)])
+    cpu = torch.device("cpu")
+    return torch.cat([to_bytes(function(to_float(portion, cpu))) for portion in images.split(64)])
 
 
 def _seed(*numbers):
@@ -203,64 +217,88 @@ def _read_split(root, split, img_size, workers, store, problems):
     before = len(problems)
     listing = list_split(root, split, problems)
     left_out = read_leave_out(root, split)
-    opt = {name: image for name, image in listing.opt.items() if name not in left_out}
-    sar = {name: (place, image) for name, (place, image) in listing.sar.items() if not {name, place} & left_out}
-    problems.extend(f"{image}: there is no optical image of this place" for place, image in sar.values() if opt and place not in opt)
-    sar = {name: (place, image) for name, (place, image) in sar.items() if place in opt}
-    if split == "train" and sar:
-        seen = {place for place, _ in sar.values()}
-        problems.extend(f"{image}: there is no SAR image of this place" for place, image in opt.items() if place not in seen)
-
+    rows = {name: {"x_m": x, "y_m": y} for name, (x, y) in listing.positions.items()}
+    rows.update(read_pairs_csv(root, split))
+    opt, sar = _with_partners(listing, left_out, split, problems)
     if left_out and not sar:
         problems.append(f"{root / split}: no pair is left of what leave_out.csv leaves out")
     names, sar_names = sorted(opt), sorted(sar)
-    decoded = {}
-    for modality, images in (("opt", [opt[name] for name in names]), ("sar", [sar[name][1] for name in sar_names])):
-        sizes = [None] * len(images)
-        array = keep_images(images, img_size, store, root / ".decoded" / f"{split}_{modality}_{img_size}.uint8",
-                            lambda array: _decode(images, array, sizes, workers, problems))
-        decoded[modality] = torch.from_numpy(array), sizes
-    (opt_images, opt_sizes), (sar_images, sar_sizes) = decoded["opt"], decoded["sar"]
-    sizes = dict(zip(names, opt_sizes))
+
+    def decode(modality, images):
+        file = root / ".decoded" / f"{split}_{modality}_{img_size}.uint8"
+        sizes = [None] * len(images)                                  # stay None where a memory map is there already
+        fill = partial(_decode, images, sizes=sizes, workers=workers, problems=problems)
+        return torch.from_numpy(keep_images(images, img_size, store, file, fill)), sizes
+
+    opt_files = [opt[name] for name in names]
+    opt_images, opt_sizes = decode("opt", opt_files)
+    sar_images, sar_sizes = decode("sar", [sar[name][1] for name in sar_names])
+    size_of_place = dict(zip(names, opt_sizes))
     for name, size in zip(sar_names, sar_sizes):
         place, image = sar[name]
-        if size and sizes[place] and size != sizes[place]:
-            problems.append(f"{image}: {size} x {size} px, but its optical image has {sizes[place]} x {sizes[place]}")
+        wanted = size_of_place[place]
+        if size and wanted and size != wanted:
+            problems.append(f"{image}: {size} x {size} px, but its optical image has {wanted} x {wanted}")
     if len(problems) > before:
         return None
 
-    rows = {**{name: {"x_m": x, "y_m": y} for name, (x, y) in listing.positions.items()}, **read_pairs_csv(root, split)}
     index = {name: i for i, name in enumerate(names)}
-    return Pairs(names, opt_images, sar_names, sar_images, torch.tensor([index[sar[name][0]] for name in sar_names]),
-                 [rows.get(name, {}).get("tile") or name for name in names], _positions(names, rows), left_out=len(left_out))
+    sar_place = torch.tensor([index[sar[name][0]] for name in sar_names])
+    tiles = [rows.get(name, {}).get("tile") or name for name in names]
+    return Pairs(names, opt_images, sar_names, sar_images, sar_place, tiles, _positions(names, rows),
+                 left_out=len(left_out), crop=opt_sizes[0] or len(read_image(opt_files[0])))
+
+
+def _with_partners(listing, left_out, split, problems):
+    """(opt, sar) of a Listing, as there, less what is left out; SAR images without a place, and training places
+    without a SAR image, are problems."""
+    opt = {name: image for name, image in listing.opt.items() if name not in left_out}
+    sar = {name: (place, image) for name, (place, image) in listing.sar.items() if not {name, place} & left_out}
+    if opt:
+        orphans = [image for place, image in sar.values() if place not in opt]
+        problems.extend(f"{image}: there is no optical image of this place" for image in orphans)
+    sar = {name: (place, image) for name, (place, image) in sar.items() if place in opt}
+    if split == "train" and sar:
+        seen = {place for place, _ in sar.values()}
+        unseen = [image for place, image in opt.items() if place not in seen]
+        problems.extend(f"{image}: there is no SAR image of this place" for image in unseen)
+    return opt, sar
 
 
 def _positions(names, rows):
     """(P, 2) float64 in metres, NaN where a place has none; None where no place has one."""
-    known = [(rows.get(name, {}).get("x_m"), rows.get(name, {}).get("y_m")) for name in names]
-    positions = torch.tensor([[float(x), float(y)] if x not in (None, "") and y not in (None, "") else [math.nan] * 2 for x, y in known], dtype=torch.float64)
+    positions = torch.full((len(names), 2), math.nan, dtype=torch.float64)
+    for i, name in enumerate(names):
+        row = rows.get(name, {})
+        if "x_m" in row and "y_m" in row:
+            positions[i] = torch.tensor([row["x_m"], row["y_m"]], dtype=torch.float64)
     return None if positions.isnan().all() else positions
 
 
 def _decode(files, images, sizes, workers, problems):
-    """Decode files in threads (the decoders release Python's lock) into images (N, S, S, 3), and note their sizes; whether all went well."""
+    """Decode files in threads (the decoders release Python's lock) into images (N, S, S, 3), and note their sizes.
+
+    Returns whether all went well; what did not is appended to `problems`.
+    """
     before, img_size = len(problems), images.shape[1]
 
     def decode(portion):
-        found = []
+        bad = []
         for i in portion:
             try:
                 image = read_image(files[i])
             except InputError as error:
-                found.append(str(error))
+                bad.append(str(error))
                 continue
             sizes[i] = len(image)
             images[i] = resize(image, img_size)
-        return found
+        return bad
 
-    portions = [range(i, min(i + 32, len(files))) for i in range(0, len(files), 32)]      # a job each would cost as much as a decode
+    # A job for each image would cost as much as its decoding.
+    portions = [range(i, min(i + 32, len(files))) for i in range(0, len(files), 32)]
     with ThreadPoolExecutor(workers) as pool:
-        problems.extend(problem for found in pool.map(decode, portions) for problem in found)
+        for bad in pool.map(decode, portions):
+            problems.extend(bad)
     return len(problems) == before
 
 
@@ -277,4 +315,3 @@ def resize(image, size):
     if image.shape[0] == size:
         return image
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if size < image.shape[0] else cv2.INTER_LINEAR)
-

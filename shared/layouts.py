@@ -1,10 +1,11 @@
 """The layouts in which a data set may lie, each with one short reader.
 
 A reader takes (root, split, problems) and returns a Listing; what is wrong is appended to `problems`, naming the
-file. A new layout is a reader and a line in LAYOUTS.
+file. A new layout is a reader, what tells it, and an entry of LAYOUTS; nothing else knows layouts apart.
 """
 import csv
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,8 +13,8 @@ import cv2
 import numpy as np
 import torch
 
-from shared.errors import InputError
-from shared.files import load_tensors
+from shared.plumbing.errors import InputError
+from shared.plumbing.files import load_tensors, read_rows
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
@@ -52,11 +53,19 @@ class TensorRow:
 def read_folders(root, split, problems):
     """DATA/{train,test}/{opt,sar}/NAME.png|jpg|tif; NAME__STRIP where several SAR strips saw a place."""
     opt, sar = (list_images(root / split / modality, problems) for modality in ("opt", "sar"))
-    return Listing(opt, {name: (name if name in opt else name.rpartition("__")[0] or name, file) for name, file in sar.items()})
+    listing = Listing(opt)
+    for name, file in sar.items():
+        before_strip = name.rpartition("__")[0]
+        place = name if name in opt or not before_strip else before_strip
+        listing.sar[name] = place, file
+    return listing
 
 
 def read_cmpc(root, split, problems):
-    """SN6-CMPC: {train,test}/imgs/{opt,sar}/FILE and annotations/{opt,sar}/*.json, each {id, pos: {x, y}, file_path}."""
+    """SN6-CMPC: {train,test}/imgs/{opt,sar}/FILE and annotations/{opt,sar}/*.json.
+
+    An annotation is {"id": int, "pos": {"x": float, "y": float}, "file_path": "FILE"}.
+    """
     listing = Listing()
     for modality in ("opt", "sar"):
         folder = root / split / "annotations" / modality
@@ -66,10 +75,12 @@ def read_cmpc(root, split, problems):
         for file in files:
             try:
                 note = json.loads(file.read_text())
-                place, position = str(int(note["id"])), (float(note["pos"]["x"]), float(note["pos"]["y"]))
+                place = str(int(note["id"]))
+                position = float(note["pos"]["x"]), float(note["pos"]["y"])
                 image = root / split / "imgs" / modality / note["file_path"]
             except (ValueError, KeyError, TypeError) as error:
-                problems.append(f'{file}: not an annotation {{"id": int, "pos": {{"x": float, "y": float}}, "file_path": "FILE"}} ({error!r})')
+                form = '{"id": int, "pos": {"x": float, "y": float}, "file_path": "FILE"}'
+                problems.append(f"{file}: not an annotation {form} ({error!r})")
                 continue
             if not image.is_file():
                 problems.append(f"{file}: names {image}, which is not there")
@@ -83,7 +94,10 @@ def read_cmpc(root, split, problems):
 
 
 def read_tensors(root, split, problems):
-    """The author's tensors: {opt,sar}_ori_{train,test}.pt, uint8 or float (N, 3, H, W) or (N, H, W, 3), row i of both one place."""
+    """The author's tensors: {opt,sar}_ori_{train,test}.pt, uint8 or float, row i of both one place.
+
+    (N, 3, H, W) or (N, H, W, 3), in [0, 1] or [0, 255].
+    """
     rows = {}
     for modality in ("opt", "sar"):
         file = root / f"{modality}_ori_{split}.pt"
@@ -93,34 +107,73 @@ def read_tensors(root, split, problems):
             problems.append(str(error))
             continue
         if not isinstance(images, torch.Tensor) or images.ndim != 4 or 3 not in (images.shape[1], images.shape[3]):
-            shape = tuple(images.shape) if isinstance(images, torch.Tensor) else type(images).__name__
-            problems.append(f"{file}: {shape}; expected a tensor (N, 3, H, W) or (N, H, W, 3)")
+            what = tuple(images.shape) if isinstance(images, torch.Tensor) else type(images).__name__
+            problems.append(f"{file}: {what}; expected a tensor (N, 3, H, W) or (N, H, W, 3)")
             continue
         low, high = (value.item() for value in images.aminmax())
         if not (low >= 0 and high <= 255):
-            problems.append(f"{file}: values from {low:.3g} to {high:.3g}; keep the images before normalisation, in [0, 1] or [0, 255]")
+            problems.append(f"{file}: values from {low:.3g} to {high:.3g}; "
+                            "keep the images before normalisation, in [0, 1] or [0, 255]")
             continue
         scale = 255.0 if images.is_floating_point() and high <= 1 else 1.0
         rows[modality] = {f"{i:06d}": TensorRow(file, images, i, scale) for i in range(len(images))}
     return Listing(rows.get("opt", {}), {name: (name, row) for name, row in rows.get("sar", {}).items()})
 
 
-# Which layout it is: the first whose mark is there, else folders.
-LAYOUTS = (
-    (lambda root: (root / "train/annotations").is_dir() or (root / "test/annotations").is_dir(), read_cmpc),
-    (lambda root: (root / "opt_ori_train.pt").is_file() or (root / "opt_ori_test.pt").is_file(), read_tensors),
-    (lambda root: True, read_folders),
-)
+@dataclass(frozen=True)
+class Layout:
+    """is_there: whether a folder has this layout. read: its reader."""
+    is_there: object
+    read: object
+
+
+def _has_folders(root):
+    return (root / "train").is_dir() or (root / "test").is_dir()
+
+
+def _has_annotations(root):
+    return (root / "train/annotations").is_dir() or (root / "test/annotations").is_dir()
+
+
+def _has_tensors(root):
+    return (root / "opt_ori_train.pt").is_file() or (root / "opt_ori_test.pt").is_file()
+
+
+# The first that is there; SN6-CMPC has the folders, too.
+LAYOUTS = (Layout(_has_annotations, read_cmpc), Layout(_has_tensors, read_tensors), Layout(_has_folders, read_folders))
+
+
+def layout_of(root):
+    """The Layout that a folder has, or None where it holds no data set."""
+    return next((layout for layout in LAYOUTS if layout.is_there(root)), None)
 
 
 def list_split(root, split, problems):
     """The Listing of a split, whatever the layout."""
-    reader = next(reader for mark, reader in LAYOUTS if mark(root))
-    return reader(root, split, problems)
+    layout = layout_of(root)
+    if layout is None:
+        problems.append(f"{root}: there is neither a folder train or test in it, nor the author's tensors")
+        return Listing()
+    return layout.read(root, split, problems)
+
+
+def find_data(data_path):
+    """The data set's folder: as given, else under the home directory. InputError where there is none.
+
+    A folder without data, such as data/SN6align200 with its prepare script alone, gives way to one that has some.
+    """
+    roots = [root for root in (Path(data_path).expanduser(), Path.home() / data_path) if root.is_dir()]
+    if not roots:
+        raise InputError(f"--data_path {data_path}: there is no such folder here or under the home directory; "
+                         "python data/demo/prepare.py makes pairs to try with")
+    return next((root for root in roots if layout_of(root)), roots[0])
 
 
 def read_image(image):
-    """Decode a Path or a TensorRow to (H, H, 3) uint8 RGB; one channel is repeated. InputError where that fails, or it is not square."""
+    """Decode a Path or a TensorRow to (H, H, 3) uint8 RGB; one channel is repeated.
+
+    Raises InputError where that fails, or the image is not square.
+    """
     array = read_any_image(image)
     if array.shape[0] != array.shape[1]:
         raise InputError(f"{image}: {array.shape[1]} x {array.shape[0]} px; crop it to a square")
@@ -149,28 +202,51 @@ def _decode(file):
         raise InputError(f"{file}: cannot be decoded (empty, damaged or no image)")
     channels = 1 if array.ndim == 2 else array.shape[2]
     if array.dtype != np.uint8 or channels not in (1, 3, 4):
-        raise InputError(f"{file}: {channels} channel(s) of {array.dtype}; convert it to 8 bits in one or three channels")
+        raise InputError(f"{file}: {channels} channel(s) of {array.dtype}; "
+                         "convert it to 8 bits in one or three channels")
     return cv2.cvtColor(array, {1: cv2.COLOR_GRAY2RGB, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGB}[channels])
 
 
-def read_pairs_csv(root, split):
-    """DATA/pairs.csv, optional: place name -> its row (split, id, and any of region, tile, x_m, y_m)."""
-    return _read_csv(root / "pairs.csv", split)
+METRES = ("x_m", "y_m", "size_m")                       # columns of pairs.csv that hold numbers
+
+
+def read_pairs_csv(root, split=None):
+    """DATA/pairs.csv, optional: place name -> its row (split, id, and any of region, tile, x_m, y_m, size_m).
+
+    split: its places alone, or None for all. Metres are floats, and left out where the file leaves them empty.
+    Raises InputError where the file is no CSV with the columns split and id, or a metre is no number.
+    """
+    file = root / "pairs.csv"
+    rows = _read_csv(file, split)
+    for name, row in rows.items():
+        for column in METRES:
+            text = row.pop(column, None)
+            if text in (None, ""):
+                continue
+            try:
+                row[column] = float(text)
+            except ValueError:
+                row[column] = math.nan
+            if not math.isfinite(row[column]):
+                raise InputError(f"{file}: {column} of {name} is {text!r}; give metres, or leave it empty")
+    return rows
 
 
 def read_leave_out(root, split):
-    """DATA/leave_out.csv, optional, written by tools/check_data.py: the names (of places or SAR images) to leave out."""
+    """DATA/leave_out.csv, optional, written by tools/check_data.py: names (of places or SAR images) to leave out."""
     return set(_read_csv(root / "leave_out.csv", split))
 
 
 def _read_csv(file, split):
     if not file.is_file():
         return {}
-    with open(file, newline="") as lines:
-        rows = csv.DictReader(lines)
-        if not {"split", "id"} <= set(rows.fieldnames or ()):
-            raise InputError(f"{file}: the first line must name the columns split and id")
-        return {row["id"]: row for row in rows if row["split"] == split}
+    try:
+        rows = read_rows(file)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{file} cannot be read as CSV in UTF-8 ({error}): save it as that")
+    if rows and not {"split", "id"} <= rows[0].keys():
+        raise InputError(f"{file}: the first line must name the columns split and id")
+    return {row["id"]: row for row in rows if split in (None, row["split"])}
 
 
 def list_images(folder, problems):
@@ -187,4 +263,3 @@ def list_images(folder, problems):
     if not files:
         problems.append(f"{folder}: there is no image ({', '.join(SUFFIXES)}) in it")
     return files
-

@@ -1,78 +1,102 @@
 """The pseudo-siamese ResNet: the first stages once for each modality, the rest shared."""
 import copy
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import nn
+from torchvision import models
 
-from shared.errors import InputError
-from shared.files import load_tensors
-from shared.small_maps import use_small_map_convolutions
+from shared.plumbing.errors import InputError
+from shared.plumbing.files import load_tensors
+from shared.plumbing.small_maps import use_small_map_convolutions
 
-ARCHS = ("resnet18", "resnet34", "resnet50")
 POOLINGS = ("max", "avg", "grid")
 GRID = 3
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+@dataclass(frozen=True)
+class Backbone:
+    """A torchvision network with a ResNet's stages. build: makes it. imagenet: its weights."""
+    build: object
+    imagenet: object
+
+
+# --arch: a new one is one line here.
+BACKBONES = {
+    "resnet18": Backbone(models.resnet18, models.ResNet18_Weights.IMAGENET1K_V1),
+    "resnet34": Backbone(models.resnet34, models.ResNet34_Weights.IMAGENET1K_V1),
+    "resnet50": Backbone(models.resnet50, models.ResNet50_Weights.IMAGENET1K_V1),
+}
+
+
 class PseudoSiamese(nn.Module):
     """A ResNet in five stages, of which the first `specify_num` exist once for each modality.
 
-    arch: resnet18, resnet34 or resnet50. specify_num: 0 (all shared) to 5 (nothing but the embedding
-    is shared). normalize: subtract ImageNet's mean and divide by its standard deviation first.
-    Both copies of a stage start from the same weights. layer4_stride: 1 keeps its resolution, 2 is torchvision's.
-    pooling: what makes the POOL5 vector of layer4's maps. max and avg: over the whole image. grid: the average in
-    each cell of a 3 x 3 grid, one after the other, then the maximum of the whole, so that the vector knows where
-    things are: both images of a pair show the same ground, and the layout is a part of what tells a place.
+    arch: one of BACKBONES. specify_num: 0 (all shared) to 5 (nothing but the embedding is shared). normalize: subtract
+    ImageNet's mean and divide by its standard deviation first. Both copies of a stage start from the same weights.
+    layer4_stride: 1 keeps its resolution, 2 is torchvision's.
+    pooling: what makes the POOL5 vector of layer4's maps. max and avg: over the whole image. grid: the average in each
+    cell of a 3 x 3 grid, one after the other, then the maximum of the whole, so that the vector knows where things
+    are: both images of a pair show the same ground, and the layout is a part of what tells a place.
     """
 
-    def __init__(self, arch="resnet50", specify_num=0, embedding_dim=512, normalize=True, pooling="max", layer4_stride=1):
+    def __init__(self, arch="resnet50", specify_num=0, embedding_dim=512, normalize=True, pooling="max",
+                 layer4_stride=1):
         super().__init__()
-        if arch not in ARCHS:
-            raise ValueError(f"arch {arch!r}: choose one of {', '.join(ARCHS)}")
+        if arch not in BACKBONES:
+            raise ValueError(f"arch {arch!r}: choose one of {', '.join(BACKBONES)}")
         if not 0 <= specify_num <= 5:
             raise ValueError(f"specify_num {specify_num}: choose 0 to 5")
         if pooling not in POOLINGS:
             raise ValueError(f"pooling {pooling!r}: choose one of {', '.join(POOLINGS)}")
-        self.settings = {"arch": arch, "specify_num": specify_num, "embedding_dim": embedding_dim, "normalize": normalize,
-                         "pooling": pooling, "layer4_stride": layer4_stride}
-        resnet = getattr(torchvision.models, arch)(weights=None)
+        self.settings = {"arch": arch, "specify_num": specify_num, "embedding_dim": embedding_dim,
+                         "normalize": normalize, "pooling": pooling, "layer4_stride": layer4_stride}
+        resnet = BACKBONES[arch].build(weights=None)
         if layer4_stride == 1:
             _keep_resolution(resnet.layer4)
-        for layer in (resnet.layer3, resnet.layer4):
-            use_small_map_convolutions(layer)
         stages = _stages(resnet)
         self.opt_stages = nn.ModuleList(stages[:specify_num])
         self.sar_stages = copy.deepcopy(self.opt_stages)
         self.shared_stages = nn.ModuleList(stages[specify_num:])
         self.pool5_dim = resnet.fc.in_features * (GRID ** 2 + 1 if pooling == "grid" else 1)
-        self.embedding = nn.Sequential(nn.Linear(self.pool5_dim, embedding_dim, bias=False), nn.BatchNorm1d(embedding_dim))
+        self.embedding = nn.Sequential(nn.Linear(self.pool5_dim, embedding_dim, bias=False),
+                                       nn.BatchNorm1d(embedding_dim))
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if normalize else ((0.0,) * 3, (1.0,) * 3)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, opt=None, sar=None):
+    def forward(self, opt=None, sar=None, with_maps=False):
         """Embed optical images, SAR images or both.
 
         opt: (B, 3, H, W), sar: (C, 3, H, W), float32 in [0, 1]; either may be left out.
         Returns pool5 (B + C, 2048 for resnet50, else 512; ten times as many with the grid) and fc (B + C, 512),
-        float32, L2-normalised, the optical rows first.
+        float32, L2-normalised, the optical rows first. with_maps: then, as a third, the maps of the five stages, each
+        (B + C, c, h, w) in the precision of the forward pass; a resnet18 of 96 px gives 64 x 24 x 24, 64 x 24 x 24,
+        128 x 12 x 12, 256 x 6 x 6 and, at layer4_stride 1, 512 x 6 x 6.
         """
-        features = []
-        for images, stages in ((opt, self.opt_stages), (sar, self.sar_stages)):
-            if images is not None:
-                x = (images - self.mean) / self.std
-                x = x.contiguous(memory_format=torch.channels_last)
-                for stage in stages:
-                    x = stage(x)
-                features.append(x)
-        x = torch.cat(features)                                       # (B + C) x c x h x w
+        inputs = (opt, self.opt_stages), (sar, self.sar_stages)
+        own = [self._own_maps(images, stages) for images, stages in inputs if images is not None]
+        if with_maps:
+            maps = [torch.cat(both) for both in zip(*own)]            # (B + C) x c x h x w, the images themselves first
+        else:
+            maps = [torch.cat([maps[-1] for maps in own])]
         for stage in self.shared_stages:
-            x = stage(x)
-        pool5 = self.pool(x)                                          # (B + C) x 2048
+            maps.append(stage(maps[-1]))
+        pool5 = self.pool(maps[-1])                                   # (B + C) x 2048
         fc = self.embedding(pool5)                                    # (B + C) x 512
-        return F.normalize(pool5.float()), F.normalize(fc.float())
+        vectors = F.normalize(pool5.float()), F.normalize(fc.float())
+        return (*vectors, maps[1:]) if with_maps else vectors
+
+    def _own_maps(self, images, stages):
+        """The normalised images of one modality, and what each of its own stages makes of them."""
+        x = (images - self.mean) / self.std
+        maps = [x.contiguous(memory_format=torch.channels_last)]
+        for stage in stages:
+            maps.append(stage(maps[-1]))
+        return maps
 
     def pool(self, x):
         """Maps (B, c, h, w) to vectors: (B, c), or with the grid (B, 10c)."""
@@ -86,37 +110,98 @@ class PseudoSiamese(nn.Module):
         """All but the embedding's parameters."""
         return [p for name, p in self.named_parameters() if not name.startswith("embedding.")]
 
+    def stages_of(self, modality):
+        """The five stages that `opt` or `sar` images go through."""
+        return [*(self.opt_stages if modality == "opt" else self.sar_stages), *self.shared_stages]
 
-def initialize(model, init, arch):
-    """Fill the backbone, both copies of a stage alike: `imagenet`, `none`, or the path of a state dict.
 
-    The state dict is a torchvision ResNet's (its fc.* entries are left out), read with weights_only=True.
+def build_model(args, device):
+    """The network that the arguments name, filled and on the device."""
+    model = PseudoSiamese(args.arch, args.specify_num, normalize=not args.no_normalize, pooling=args.pooling,
+                          layer4_stride=args.layer4_stride)
+    initialize(model, args.init)
+    return _onto(model, device)
+
+
+def load_model(folder, device):
+    """The model of a finished run and its image size. InputError where the folder holds none."""
+    model, img_size = _read_run(Path(folder), "--run")
+    return _onto(model, device), img_size
+
+
+def _onto(model, device):
+    use_small_map_convolutions(model)
+    return model.to(device, memory_format=torch.channels_last)
+
+
+def _read_run(folder, flag):
+    file = folder / "weights.pt"
+    if not file.is_file():
+        begun = (folder / "args.json").is_file()
+        state = "an unfinished run: the command that began it goes on" if begun else "no run"
+        raise InputError(f"{flag} {folder} holds {state}")
+    saved = load_tensors(file, flag)
+    try:
+        state, img_size = saved.pop("model"), saved.pop("img_size")
+        model = PseudoSiamese(**saved)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{file} is not what a run writes ({error!r})")
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError):
+        raise InputError(f"{file} does not hold a {saved['arch']} with specify_num {saved['specify_num']}")
+    return model, img_size
+
+
+def initialize(model, init):
+    """Fill the backbone: `imagenet`, `none`, the folder of a finished run, or the file of a torchvision state dict.
+
+    A run gives its stages, each modality's to the same modality, and not its embedding. A state dict is a torchvision
+    ResNet's (its fc.* entries are left out), read with weights_only=True; both copies of a stage are filled alike.
     Raises InputError where the weights cannot be had or belong to another architecture.
     """
     if init == "none":
         return
+    if init != "imagenet" and Path(init).is_dir():
+        _initialize_from_run(model, Path(init))
+        return
+    arch = model.settings["arch"]
     if init == "imagenet":
-        weights = torchvision.models.get_model_weights(arch).IMAGENET1K_V1
         try:
-            state = weights.get_state_dict(progress=False, check_hash=True)
+            state = BACKBONES[arch].imagenet.get_state_dict(progress=False, check_hash=True)
         except (OSError, RuntimeError) as error:
-            raise InputError(f"the ImageNet weights of {arch} could not be downloaded ({error}): use --init none to train "
-                             "from scratch, or --init FILE with a state dict that you have")
+            raise InputError(f"the ImageNet weights of {arch} could not be downloaded ({error}): use --init none to "
+                             "train from scratch, or --init FILE with a state dict that you have")
     else:
         state = load_tensors(init, "--init")
         if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-            raise InputError(f"--init {init} is not a state dict (names to tensors)")
-    resnet = getattr(torchvision.models, arch)(weights=None)
+            raise InputError(f"--init {init} is neither a state dict (names to tensors) nor the folder of a run")
+    resnet = BACKBONES[arch].build(weights=None)
     state = {name: value for name, value in state.items() if not name.startswith("fc.")}
     wanted = {name: value for name, value in resnet.state_dict().items() if not name.startswith("fc.")}
     if state.keys() != wanted.keys() or any(state[name].shape != wanted[name].shape for name in wanted):
-        raise InputError(f"--init {init} does not hold the weights of a torchvision {arch}: give the --arch it was made with")
+        raise InputError(f"--init {init} does not hold the weights of a torchvision {arch}: "
+                         "give the --arch it was made with")
     resnet.load_state_dict(state, strict=False)
-    stages = _stages(resnet)
-    specify_num = len(model.opt_stages)
-    model.opt_stages.load_state_dict(nn.ModuleList(stages[:specify_num]).state_dict())
-    model.sar_stages.load_state_dict(nn.ModuleList(stages[:specify_num]).state_dict())
-    model.shared_stages.load_state_dict(nn.ModuleList(stages[specify_num:]).state_dict())
+    for modality in ("opt", "sar"):
+        _copy_stages(_stages(resnet), model.stages_of(modality))
+
+
+def _initialize_from_run(model, folder):
+    source, _ = _read_run(folder, "--init")
+    theirs, ours = source.settings, model.settings
+    if theirs["arch"] != ours["arch"]:
+        raise InputError(f"--init {folder} holds a {theirs['arch']}: give --arch {theirs['arch']}")
+    if theirs["specify_num"] > ours["specify_num"]:
+        raise InputError(f"--init {folder} has {theirs['specify_num']} stages once for each modality, of which a "
+                         f"shared one can take only one: give --specify_num {theirs['specify_num']} or more")
+    for modality in ("opt", "sar"):
+        _copy_stages(source.stages_of(modality), model.stages_of(modality))
+
+
+def _copy_stages(source, target):
+    for theirs, ours in zip(source, target):
+        ours.load_state_dict(theirs.state_dict())
 
 
 def _stages(resnet):

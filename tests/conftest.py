@@ -13,7 +13,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+METHODS = sorted(file.parent for file in ROOT.glob("code*/train.py"))
 sys.path.insert(0, str(ROOT))
+# The methods' own modules, last: their names differ from all others (test_house.py), but each has a test.py.
+sys.path.extend(str(folder) for folder in METHODS)
 
 REAL = ROOT.parent / "shared/data"
 FORKS = multiprocessing.get_context("forkserver")
@@ -60,6 +63,7 @@ def _run_as_program(command, cwd, environment, out, err):
     os.environ.update(environment)
     os.chdir(cwd)
     sys.argv = command
-    own = {"", str(ROOT), str(ROOT / "tests")}              # the tests' way to shared/; a script has to find its own
+    # The tests' ways to shared/ and to the methods; a script has to find its own.
+    own = {"", str(ROOT), str(ROOT / "tests"), *(str(folder) for folder in METHODS)}
     sys.path[:] = [str(Path(command[0]).resolve().parent), *(folder for folder in sys.path if folder not in own)]
     runpy.run_path(command[0], run_name="__main__")

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Sets up and runs every test. PYTHON=... uses an environment of your own; arguments go to pytest.
+# Sets up and runs the linter and every test. PYTHON=... uses an environment of your own; arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source shared/setup.sh requirements.txt requirements-data.txt requirements-search.txt requirements-losses.txt requirements-report.txt
+source shared/plumbing/setup.sh requirements.txt \
+  requirements-data.txt requirements-search.txt requirements-losses.txt requirements-report.txt
+"$PYTHON" -m ruff check .
 exec "$PYTHON" -m pytest tests -n auto --dist loadfile "$@"

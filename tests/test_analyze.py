@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from conftest import SMALL, script
-from tools.analyze import betweenness, cmc, edge_density, matched_scores, modality_gap, names_of, ranks_of_truth, roc_area
+from shared.evaluate import expected_ranks
+from tools.analyze import (betweenness, cmc, edge_density, matched_scores, modality_gap, names_of, rank_correlation,
+                           roc_area)
 
 
 def test_matched_and_non_matched_scores():
@@ -52,7 +54,7 @@ def test_edge_density_is_the_slope_of_a_ramp_and_zero_of_a_plain():
 def test_ranks_and_cmc():
     gallery = F.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]))
     query = F.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 1.0]]))
-    ranks = ranks_of_truth(query, gallery, torch.tensor([0, 2, 1]))
+    ranks = expected_ranks(query, gallery, torch.tensor([0, 2, 1]), torch.arange(3)).of_truth()
     assert ranks.tolist() == [1, 3, 1]
     assert cmc(ranks, 3).tolist() == pytest.approx([200 / 3, 200 / 3, 100])
 

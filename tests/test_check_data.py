@@ -170,11 +170,38 @@ def test_the_real_pairs(real, tmp_path):
 def test_what_is_wrong_with_the_real_pairs_is_found(real, tmp_path):
     """Tiles 130 and 142 are one place published twice; tile 076 shows ground of the test place 175_00."""
     data = tmp_path / "pairs"
-    data.mkdir()
-    for name in ("train", "test", "pairs.csv"):
-        (data / name).symlink_to(real / name)
+    with open(real / "pairs.csv") as file:
+        header, *rows = file.read().splitlines()
+    rows = [row for row in rows if row.split(",")[3] in ("076", "130", "142", "175")]
+    for split, name in (row.split(",")[:2] for row in rows):
+        for modality in ("opt", "sar"):
+            folder = data / split / modality
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{name}.jpg").symlink_to(real / split / modality / f"{name}.jpg")
+    (data / "pairs.csv").write_text("\n".join([header, *rows]) + "\n")
     done = check(data, tmp_path / "out", "--sample", "10")
     assert done.returncode == 1
-    assert "opt: the same image twice within a split: 25" in done.stdout and "train 130_00 and train 142_00: identical" in done.stdout
+    assert "opt: the same image twice within a split: 25" in done.stdout
+    assert "train 130_00 and train 142_00: identical" in done.stdout
     across = section(done.stdout, "crops that overlap between train and test")
     assert [line.split(":")[0] for line in across] == ["train 076_44 and test 175_00"]
+
+
+def test_a_folder_without_images_is_an_error_not_a_clean_bill(tmp_path):
+    (tmp_path / "empty").mkdir()
+    done = check(tmp_path / "empty", tmp_path / "out")
+    assert done.returncode == 2 and "holds no image that can be read" in done.stderr and "no test place" not in done.stdout
+    for modality in ("opt", "sar"):
+        (tmp_path / "half/train" / modality).mkdir(parents=True)
+        Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / "half/train" / modality / "a.png")
+    done = check(tmp_path / "half", tmp_path / "out")
+    assert done.returncode == 0 and "is not known: no image of test can be read" in done.stdout
+
+
+def test_leaving_out_once_more_keeps_what_was_left_out(data, tmp_path):
+    (data / "train/sar/0001.png").write_bytes(b"no image")
+    assert check(data, tmp_path / "out", "--leave_out").returncode == 0
+    (data / "train/sar/0002.png").unlink()
+    check(data, tmp_path / "out", "--leave_out")
+    train, = load_splits(data, ("train",), 16, 2)
+    assert {"0001", "0002"} & set(train.names) == set() and len(train) == 22

@@ -9,16 +9,16 @@ import torch
 import torch.nn.functional as F
 
 from conftest import ROOT, SMALL, script
-from shared.chunks import in_chunks
+from chunks import in_chunks
+from contrastive_losses import InfoNCE, build_contrastive, collapsed_value
+from hard_negatives import HardNegatives
 from shared.dataset import Pairs, draw_batches
-from shared.errors import InputError
+from shared.plumbing.errors import InputError
 from shared.evaluate import embed
-from shared.hard_negatives import HardNegatives
-from shared.losses import InfoNCE, build_contrastive, collapsed_value
 from shared.model import PseudoSiamese
 from shared.optimizers import build_optimizer
-from shared.test_time import TEST_TIME
-from shared.windows import Windows, apply_symmetry
+from shared.views import VIEWS
+from shared.windows import apply_symmetry
 
 CPU = torch.device("cpu")
 
@@ -202,9 +202,10 @@ def test_no_place_comes_twice_and_the_nearest_stand_together():
         assert sorted(order.tolist()) == list(range(40))
         assert all(len({place // 4 for place in group}) == 1 for group in order.view(10, 4).tolist())
     batches = list(draw_batches(pairs, 8, 0, 0, 0, "cpu", torch.Generator(), negatives.order))
-    seen = torch.cat([opt[:, 0, 0, 0] for opt, sar in batches])
+    seen = torch.cat([opt[:, 0, 0, 0] for opt, sar, places in batches])
     assert len(seen.unique()) == 40
-    for opt, sar in batches:
+    for opt, sar, places in batches:
+        assert torch.equal((opt[:, 0, 0, 0] * 255).round().long(), places)
         assert len((opt[:, 0, 0, 0] * 255).round().div(4, rounding_mode="floor").unique()) == 2, "two cliques in a batch of eight"
         assert torch.allclose(sar, opt + 100 / 255, atol=1e-6)
 
@@ -212,9 +213,12 @@ def test_no_place_comes_twice_and_the_nearest_stand_together():
 def test_hard_negatives_that_cannot_be_had_are_an_error():
     with pytest.raises(InputError, match="choose at most 39"):
         HardNegatives(numbered(40), 40)
-    windows = Windows(torch.zeros(1, 9, 9, 3, dtype=torch.uint8), torch.zeros(1, 9, 9, 3, dtype=torch.uint8), torch.tensor([[9, 9]]), 3, 4)
-    with pytest.raises(InputError, match="choose one of them"):
-        HardNegatives(windows, 2)
+
+
+def test_hard_negatives_among_windows_are_an_error(demo, tmp_path):
+    done = script("code_Con/train.py", "--data_path", demo, "--result_path", tmp_path / "run", *SMALL, "--windows",
+                  "--hard_negatives", "2")
+    assert done.returncode == 2 and "choose one of them" in done.stderr and "Traceback" not in done.stderr
 
 
 # Gradient caching ----------------------------------------------------------------------------------------------
@@ -235,7 +239,7 @@ def test_the_cached_gradient_is_the_uncached_one(chunk):
 
 
 def test_caching_is_for_a_single_process(monkeypatch):
-    monkeypatch.setattr("shared.chunks.world_size", lambda: 2)
+    monkeypatch.setattr("chunks.world_size", lambda: 2)
     with pytest.raises(InputError, match="single process"):
         in_chunks(None, torch.rand(4, 3, 8, 8), torch.rand(4, 3, 8, 8), 2)
 
@@ -258,7 +262,7 @@ def test_pairs_at_all_eight_symmetries_both_images_alike():
     assert {tuple(x.flatten().tolist()) for x in opt} == {tuple(x.flatten().tolist()) for x in eight}
 
 
-@pytest.mark.parametrize("tta", TEST_TIME)
+@pytest.mark.parametrize("tta", VIEWS)
 def test_the_score_of_views(tta):
     """Joined: the mean over the views of the score of equal views. Averaged: the score of mean vectors."""
     torch.manual_seed(0)
@@ -266,7 +270,7 @@ def test_the_score_of_views(tta):
     images = (torch.rand(2, 3, 16, 16, 3) * 255).to(torch.uint8)
     autocast = lambda: torch.autocast("cpu", enabled=False)
     query, gallery = (embed(model, x, m, CPU, autocast, tta=tta)["FC"] for x, m in zip(images, ("sar", "opt")))
-    views = TEST_TIME[tta][0]
+    views = VIEWS[tta].views
     assert torch.equal(views[0](torch.ones(1, 3, 4, 4)), torch.ones(1, 3, 4, 4))
     assert torch.allclose(query.norm(dim=1), torch.ones(3), atol=1e-5)
     with torch.no_grad():
@@ -283,8 +287,8 @@ def test_the_score_of_views(tta):
 def test_views_are_different_images():
     torch.manual_seed(0)
     image = torch.rand(1, 3, 16, 16)
-    for tta, (views, _) in TEST_TIME.items():
-        seen = [view(image) for view in views]
+    for views in VIEWS.values():
+        seen = [view(image) for view in views.views]
         assert all(not torch.allclose(a, b, atol=1e-3) for i, a in enumerate(seen) for b in seen[:i])
         assert all(view.shape == image.shape for view in seen)
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from shared.dataset import describe, draw_batches, find_data, hold_out, load_splits, steps_per_epoch
-from shared.errors import InputError
+from shared.dataset import describe, draw_batches, hold_out, load_splits, steps_per_epoch
+from shared.layouts import find_data
+from shared.plumbing.errors import InputError
 
 
 def save(file, image):
@@ -134,13 +135,13 @@ def test_a_batch_holds_pairs_and_no_place_twice(tmp_path):
     train, _ = load_splits(make_data(tmp_path / "d", train=11), ("train", "test"), 20, 1)
     plain = train.opt.permute(0, 3, 1, 2).float() / 255
     seen, flips = [], 0
-    for opt, sar in batches(train, 4, 0, 0):
+    for opt, sar, places in batches(train, 4, 0, 0):
         assert opt.shape == sar.shape == (4, 3, 20, 20) and opt.dtype == torch.float32
         assert torch.equal(opt, sar), "both images of a pair are flipped together"
-        for image in opt:
+        for image, place in zip(opt, places):
             same = [i for i in range(11) if torch.equal(image, plain[i])]
             flipped = [i for i in range(11) if torch.equal(image.flip(2), plain[i])]
-            assert len(same + flipped) == 1
+            assert same + flipped == [place], "a batch tells whose images it holds"
             seen += same + flipped
             flips += len(flipped)
     assert len(seen) == len(set(seen)) == 8 and 0 < flips < 8
@@ -165,7 +166,7 @@ def test_all_strips_are_drawn(tmp_path):
     plain = (train.opt[0].permute(2, 0, 1).float() / 255)
     drawn = set()
     for epoch in range(30):
-        for opt, sar in batches(train, 6, 0, epoch):
+        for opt, sar, places in batches(train, 6, 0, epoch):
             i = next(i for i in range(6) if torch.equal(opt[i], plain) or torch.equal(opt[i].flip(2), plain))
             drawn.add(round(sar[i].mean().item() * 255))
     assert drawn == {0, 100, 200}

@@ -3,7 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from shared.filters import EXCHANGES, channel_exchange, guided_filter, guided_filter_opencv, pseudo_modal
+from shared.filters import EXCHANGES, channel_exchange, guided_filter, pseudo_modal
+from shared.guided_filter import guided_filter_opencv
 
 
 def images_of(folder, split, modality, count):

@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from shared import image_store
 from shared.dataset import load_splits
-from shared.errors import InputError
+from shared.plumbing import image_store
+from shared.plumbing.errors import InputError
 from test_dataset import make_data
 
 

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from shared.dataset import load_splits
-from shared.device import autocast
-from shared.errors import InputError
-from shared.evaluate import embed_pairs, evaluate
+from shared.plumbing.device import autocast
+from shared.plumbing.errors import InputError
+from shared.evaluate import embed_pairs, evaluate, search
 from shared.model import PseudoSiamese
 
 
@@ -59,7 +59,8 @@ def test_all_layouts_give_the_same_metrics(layouts):
         train, test = load_splits(root, ("train", "test"), 48, 2)
         assert len(train) == 24 and len(test) == 12
         cpu = torch.device("cpu")
-        metrics = evaluate(*embed_pairs(model, test, cpu, autocast(cpu, "off")), test, cpu)
+        query, gallery = embed_pairs(model, test, cpu, autocast(cpu, "off"))
+        metrics = evaluate(search(query, gallery, test, cpu), test)
         assert ("distance" in metrics) == (name == "SN6-CMPC"), "only this layout holds positions"
         found[name] = {feature: metrics[feature] for feature in ("FC", "POOL5")}
     assert all(metrics == found["folders"] for metrics in found.values()), found

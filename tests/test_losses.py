@@ -3,7 +3,9 @@ import copy
 import pytest
 import torch
 
-from shared.losses import CRITICS, MODAL, critic_step, cross_modal_triplet, squared_distances
+from critics import CRITICS, critic_step
+from modal_losses import MODAL_LOSSES
+from shared.losses import cross_modal_triplet, squared_distances
 
 
 def triplet_by_loop(fc, kinds, margin):
@@ -105,16 +107,25 @@ def test_the_classifiers_losses_are_cross_entropies_with_true_and_reversed_label
 def mmd_by_loop(a, b):
     """Gretton et al., equation 5: mean kernel value of all pairs within each set, less twice that across."""
     rows = torch.cat([a, b])
-    distance = lambda x, y: ((x - y) ** 2).sum()
-    width = sum(distance(x, y) for x in rows for y in rows).item() / len(rows) ** 2
-    kernel = lambda x, y: sum(torch.exp(-distance(x, y) / (scale * width)) for scale in (0.5, 1, 2)) / 3
-    mean = lambda p, q: sum(kernel(x, y) for x in p for y in q) / (len(p) * len(q))
-    return mean(a, a) + mean(b, b) - 2 * mean(a, b)
+    width = sum(((x - y) ** 2).sum() for x in rows for y in rows).item() / len(rows) ** 2
+
+    def mean_kernel(p, q):
+        total = 0
+        for x in p:
+            for y in q:
+                distance = ((x - y) ** 2).sum()
+                total = total + sum(torch.exp(-distance / (scale * width)) for scale in (0.5, 1, 2)) / 3
+        return total / (len(p) * len(q))
+
+    return mean_kernel(a, a) + mean_kernel(b, b) - 2 * mean_kernel(a, b)
 
 
 def coral_by_loop(a, b):
     dim, total = a.shape[1], 0
-    covariance = lambda x, i, j: ((x[:, i] - x[:, i].mean()) * (x[:, j] - x[:, j].mean())).sum() / (len(x) - 1)
+
+    def covariance(x, i, j):
+        return ((x[:, i] - x[:, i].mean()) * (x[:, j] - x[:, j].mean())).sum() / (len(x) - 1)
+
     for i in range(dim):
         for j in range(dim):
             total = total + (covariance(a, i, j) - covariance(b, i, j)) ** 2
@@ -130,7 +141,7 @@ def test_modal_losses_and_gradients_equal_loops(name, by_loop):
     torch.manual_seed(0)
     a, b = torch.nn.functional.normalize(torch.randn(2, 6, 5), dim=2)
     a, b = (a + 0.3).requires_grad_(), b.clone().requires_grad_()
-    ours, expected = MODAL[name](a, b), by_loop(a, b)
+    ours, expected = MODAL_LOSSES[name](a, b), by_loop(a, b)
     assert expected > 1e-3 and ours.item() == pytest.approx(expected.item(), rel=1e-4)
     for one, other in zip(torch.autograd.grad(ours, (a, b)), torch.autograd.grad(expected, (a, b))):
         assert torch.allclose(one, other, atol=1e-6)
@@ -139,7 +150,7 @@ def test_modal_losses_and_gradients_equal_loops(name, by_loop):
 def test_modal_losses_know_pairs_or_sets():
     torch.manual_seed(0)
     fc = torch.nn.functional.normalize(torch.randn(32, 16))
-    assert MODAL["mse"](fc, fc.flip(0)) > 1, "mse compares the two of a place"
-    assert MODAL["mmd"](fc, fc.flip(0)).abs() < 1e-6 and MODAL["coral"](fc, fc.flip(0)) < 1e-10, "the others the two sets"
-    assert MODAL["mmd"](fc, fc + 1) > 0.3 and MODAL["coral"](fc, fc + 1) < 1e-10, "a covariance does not see a shift"
-    assert MODAL["mmd"](torch.ones(4, 8), torch.ones(4, 8)) == 0, "collapsed embeddings have no width"
+    assert MODAL_LOSSES["mse"](fc, fc.flip(0)) > 1, "mse compares the two of a place"
+    assert MODAL_LOSSES["mmd"](fc, fc.flip(0)).abs() < 1e-6 and MODAL_LOSSES["coral"](fc, fc.flip(0)) < 1e-10, "the others the two sets"
+    assert MODAL_LOSSES["mmd"](fc, fc + 1) > 0.3 and MODAL_LOSSES["coral"](fc, fc + 1) < 1e-10, "a covariance does not see a shift"
+    assert MODAL_LOSSES["mmd"](torch.ones(4, 8), torch.ones(4, 8)) == 0, "collapsed embeddings have no width"

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torchvision
 
-from shared.errors import InputError
+from shared.plumbing.errors import InputError
 from shared.model import PseudoSiamese, initialize
 
 
@@ -82,7 +82,7 @@ def test_init_from_a_state_dict_fills_both_copies(tmp_path):
     resnet = torchvision.models.resnet18()
     torch.save(resnet.state_dict(), tmp_path / "r18.pth")
     model = PseudoSiamese("resnet18", 2)
-    initialize(model, tmp_path / "r18.pth", "resnet18")
+    initialize(model, tmp_path / "r18.pth")
     assert torch.equal(model.opt_stages[0][0].weight, resnet.conv1.weight)
     assert torch.equal(model.sar_stages[0][0].weight, resnet.conv1.weight)
     assert torch.equal(model.opt_stages[1][1].conv2.weight, resnet.layer1[1].conv2.weight)
@@ -92,20 +92,20 @@ def test_init_from_a_state_dict_fills_both_copies(tmp_path):
 def test_init_says_what_is_wrong(tmp_path, monkeypatch):
     model = PseudoSiamese("resnet18")
     with pytest.raises(InputError, match="there is no file"):
-        initialize(model, tmp_path / "nothing.pth", "resnet18")
+        initialize(model, tmp_path / "nothing.pth")
     torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "r34.pth")
     with pytest.raises(InputError, match="resnet18"):
-        initialize(model, tmp_path / "r34.pth", "resnet18")
+        initialize(model, tmp_path / "r34.pth")
     (tmp_path / "half.pth").write_bytes((tmp_path / "r34.pth").read_bytes()[:1000])
     with pytest.raises(InputError, match="half.pth"):
-        initialize(model, tmp_path / "half.pth", "resnet18")
+        initialize(model, tmp_path / "half.pth")
     torch.save(print, tmp_path / "code.pth")
     with pytest.raises(InputError, match="code.pth"):
-        initialize(model, tmp_path / "code.pth", "resnet18")
+        initialize(model, tmp_path / "code.pth")
 
     def no_network(*args, **kwargs):
         raise urllib.error.URLError("no network")
     monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(InputError, match="--init none.*--init FILE"):
-        initialize(model, "imagenet", "resnet18")
+        initialize(model, "imagenet")

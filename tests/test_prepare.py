@@ -10,7 +10,7 @@ from PIL import Image
 
 from archive import METRES, ORIGIN, STRIPS, write_archive
 from conftest import REAL, ROOT, SMALL, script
-from shared.split import split_by_blocks, split_by_tiles
+from data.split import split_by_blocks, split_by_tiles
 
 SN6, S1S2 = "data/SN6align200/prepare.py", "data/S1S2align200/prepare.py"
 CROP = 20

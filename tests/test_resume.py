@@ -1,4 +1,5 @@
 """Nothing is lost: kills, signals, losses that are not finite, full disks, files that hold code."""
+import argparse
 import os
 import shutil
 import signal
@@ -10,8 +11,8 @@ import pytest
 import torch
 
 from conftest import ROOT, SMALL, script
-from shared import errors, files
-from shared.errors import InputError
+from shared.plumbing import errors, files
+from shared.plumbing.errors import InputError
 
 FLAGS = [*SMALL, "--epochs", "4", "--channel_exchange"]
 
@@ -52,7 +53,7 @@ def seen(out, text):
 SLOW = """
 import os, sys, time
 sys.path.insert(0, {root!r})
-import shared.files as files
+import shared.plumbing.files as files
 real = os.fsync
 def slow(descriptor):
     time.sleep(0.2)
@@ -60,6 +61,7 @@ def slow(descriptor):
 files.os.fsync = slow
 import runpy
 sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -155,12 +157,10 @@ def test_a_results_folder_that_cannot_be_made(demo, tmp_path):
     assert done.returncode == 2 and "cannot be made" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_out_of_memory_names_the_batch_size_to_try(monkeypatch, capsys):
-    def main():
-        errors.MEMORY_REMEDY[0] = "--batch_size 12"
+def test_out_of_memory_names_the_batch_size_to_try(capsys):
+    def main(args):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
 
-    monkeypatch.setattr(errors, "MEMORY_REMEDY", ["?"])
     with pytest.raises(SystemExit) as caught:
-        errors.run_script(main)
+        errors.run_script(main, lambda: argparse.Namespace(batch_size=24))
     assert caught.value.code == 2 and "try --batch_size 12" in capsys.readouterr().err

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from conftest import ROOT, script
-from shared.errors import InputError
-from shared.results import AUTHOR, collect, markdown
+from shared.plumbing.errors import InputError
+from tools.results import AUTHOR, divide, markdown, read_tables, tabulate
 
 
 def run_sh(checkout, **environment):
@@ -85,17 +85,34 @@ def test_the_tables_figures(tmp_path):
         finished(tmp_path, "triplet", seed, top1)
     finished(tmp_path, "zz", 0, 5.0)
     finished(tmp_path, "aa", 0, 99.0, evaluated_on="validation")
-    rows = collect(tmp_path, first=["zz", "absent", "triplet"])
-    assert [(r["row"], r["feature"]) for r in rows] == [("zz", "FC"), ("zz", "POOL5"), ("triplet", "FC"), ("triplet", "POOL5")]
-    assert rows[2]["top1"] == pytest.approx(23) and rows[2]["top1_std"] == pytest.approx(13 ** 0.5) and rows[2]["seconds"] == 101
-    assert rows[0]["top1_std"] == "" and rows[0]["seeds"] == 1
-    assert "| triplet | FC | 3 | 23.00 ± 3.61 | 50.00 | 60.00 | 70.00 | 33.00 ± 3.61 | 101 |" in markdown(rows, authors=False)
+    runs, = read_tables(tmp_path, {"ablation": ["zz", "absent"]}).values()
+    lines = tabulate(runs)
+    assert [(line["row"], line["feature"]) for line in lines] == [
+        ("zz", "FC"), ("zz", "POOL5"), ("triplet", "FC"), ("triplet", "POOL5")]
+    assert lines[2]["top1"] == pytest.approx(23) and lines[2]["top1_std"] == pytest.approx(13 ** 0.5)
+    assert lines[2]["seconds"] == 101 and lines[0]["top1_std"] == "" and lines[0]["seeds"] == 1
+    expected = "| triplet | FC | 3 | 23.00 ± 3.61 | 50.00 | 60.00 | 70.00 | 33.00 ± 3.61 | 101 |"
+    assert expected in markdown(lines, authors=False)
+
+
+def test_rows_of_another_table_stand_there_alone(tmp_path):
+    for name in ("triplet", "new", "newer", "nobodys"):
+        finished(tmp_path, name, 0, 20.0)
+    tables = divide({name: [] for name in ("new", "newer", "nobodys", "triplet")},
+                    {"ablation": ["triplet", "absent"], "match": ["newer", "new"], "empty": ["absent"]})
+    assert {name: list(rows) for name, rows in tables.items()} == {
+        "ablation": ["triplet", "nobodys"], "match": ["newer", "new"]}
+    done = script("tools/results.py", tmp_path, "--rows", "triplet", "--table", "match", "newer", "new")
+    assert done.returncode == 0, done.stderr
+    assert "newer" not in (tmp_path / "table.md").read_text() and "nobodys" in (tmp_path / "table.md").read_text()
+    with open(tmp_path / "match.csv") as file:
+        assert [row["row"] for row in csv.DictReader(file)] == ["newer", "newer", "new", "new"]
 
 
 def test_the_authors_figures_stand_beside_ours_only_on_the_authors_data(tmp_path):
     for name in ("SN6align200", "other", "demo"):
         finished(tmp_path / name, "triplet", 0, 20.0)
-        assert script("shared/results.py", tmp_path / name).returncode == 0
+        assert script("tools/results.py", tmp_path / name).returncode == 0
     assert AUTHOR["triplet"] in (tmp_path / "SN6align200/table.md").read_text()
     assert "a slip" in (tmp_path / "SN6align200/table.md").read_text()
     assert "73.22" not in (tmp_path / "other/table.md").read_text()
@@ -106,11 +123,11 @@ def test_the_authors_figures_stand_beside_ours_only_on_the_authors_data(tmp_path
 def test_validation_figures_have_a_table_of_their_own(tmp_path):
     finished(tmp_path, "triplet", 0, 20.0)
     finished(tmp_path, "aa", 0, 99.0, evaluated_on="validation")
-    done = script("shared/results.py", tmp_path, "--validation")
+    done = script("tools/results.py", tmp_path, "--validation")
     assert done.returncode == 0 and "| aa | FC | 1 | 99.00 |" in done.stdout and "triplet" not in done.stdout
     assert "not figures of the test split" in done.stdout
 
 
 def test_an_empty_folder_is_an_error(tmp_path):
     with pytest.raises(InputError, match="holds no finished run"):
-        collect(tmp_path)
+        read_tables(tmp_path, {})

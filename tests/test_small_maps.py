@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from shared.small_maps import SmallMapConv2d, use_small_map_convolutions
+from shared.plumbing.small_maps import SmallMapConv2d, use_small_map_convolutions
 
 
 @pytest.mark.parametrize("stride", [1, 2])

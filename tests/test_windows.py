@@ -8,7 +8,7 @@ from PIL import Image
 
 from conftest import SMALL, script
 from shared.dataset import draw_batches
-from shared.errors import InputError
+from shared.plumbing.errors import InputError
 from shared.windows import Windows, apply_symmetry, load_windows
 from test_dataset import load_splits, make_data
 
@@ -23,7 +23,7 @@ def windows_of(tiles, height, width, window, places=40):
 def test_windows_are_aligned_cut_from_tiles_and_never_overlap():
     windows = windows_of(3, 90, 120, 20)
     for seed in range(20):
-        opt, sar = windows.draw(12, torch.Generator().manual_seed(seed))
+        opt, sar = windows.draw(torch.arange(12), torch.Generator().manual_seed(seed))
         assert opt.shape == sar.shape == (12, 20, 20, 3)
         assert torch.equal(opt ^ 128, sar), "both images of a pair show the same window at the same symmetry"
         tile, top, left = opt[:, 0, 0, 0].long(), opt[..., 1].amin((1, 2)).long(), opt[..., 2].amin((1, 2)).long()
@@ -75,7 +75,7 @@ def with_tiles(folder, size=100):
 def test_windows_have_the_scale_of_the_crops(tmp_path):
     data = with_tiles(tmp_path / "d")
     pairs, = load_splits(data, ("train",), 10, 1)
-    windows = load_windows(data, pairs, crop=20, img_size=10, workers=2, batch_size=4)
+    windows = load_windows(data, pairs, img_size=10, workers=2, batch_size=4)
     assert windows.opt.shape == (2, 50, 50, 3) and len(windows) == 6
     whole = np.array(Image.open(data / "train_tiles/opt/a.png")).astype(float)
     assert np.abs(windows.opt[0].numpy() - whole.reshape(50, 2, 50, 2, 3).mean((1, 3))).max() <= 0.5
@@ -84,7 +84,7 @@ def test_windows_have_the_scale_of_the_crops(tmp_path):
 def test_batches_of_windows_depend_on_seed_epoch_and_step(tmp_path):
     data = with_tiles(tmp_path / "d")
     pairs, = load_splits(data, ("train",), 10, 1)
-    windows = load_windows(data, pairs, 20, 10, 2, 3)
+    windows = load_windows(data, pairs, 10, 2, 3)
     batches = [list(draw_batches(windows, 3, 0, epoch, 0, "cpu", torch.Generator())) for epoch in (0, 0, 1)]
     assert len(batches[0]) == 2
     assert all(torch.equal(a[0], b[0]) and torch.equal(a[0], a[1]) for a, b in zip(batches[0], batches[1]))
@@ -96,7 +96,7 @@ def test_tiles_held_out_for_validation_are_not_drawn_from(tmp_path):
     (data / "pairs.csv").write_text("split,id,tile\n" + "".join(f"train,p{i:02d},{'ab'[i // 3]}\n" for i in range(6)))
     pairs, = load_splits(data, ("train",), 10, 1)
     kept = pairs.subset(torch.tensor([3, 4, 5]))
-    windows = load_windows(data, kept, 20, 10, 2, 2)
+    windows = load_windows(data, kept, 10, 2, 2)
     b = np.array(Image.open(data / "train_tiles/opt/b.png")).astype(float).reshape(50, 2, 50, 2, 3).mean((1, 3))
     assert len(windows.sizes) == 1 and np.abs(windows.opt[0].numpy() - b).max() <= 0.5
 
@@ -108,7 +108,7 @@ def test_bad_tiles_are_all_named(tmp_path):
     Image.fromarray(np.zeros((90, 100, 3), np.uint8)).save(data / "train_tiles/sar/b.png")
     Image.fromarray(np.zeros((90, 100, 3), np.uint8)).save(data / "train_tiles/sar/c.png")
     with pytest.raises(InputError) as caught:
-        load_windows(data, pairs, 20, 10, 2, 2)
+        load_windows(data, pairs, 10, 2, 2)
     for words in ("3 problem(s)", "opt/a.png: cannot be decoded", "sar/b.png: not the size of", "sar/c.png: there is no such tile"):
         assert words in str(caught.value), str(caught.value)
 

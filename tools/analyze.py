@@ -3,13 +3,14 @@
     python tools/analyze.py --run results/NAME
     python tools/analyze.py --run results/DATA/triplet/seed0 --run results/DATA/triplet+exchange/seed0
 
-Evaluates on the test split (--data_path: of another data set) and writes into each run's folder `analysis/`: figures.json, and as
-PNG and PDF tsne, matched, pseudo_modal, retrieval, training, failures. Several runs also stand side by side, in the
-first one's folder: tsne_runs, cmc.
+Evaluates on the test split (--data_path: of another data set) and writes into each run's folder `analysis/`:
+figures.json, and as PNG and PDF tsne, matched, pseudo_modal, retrieval, training, failures. Several runs also stand
+side by side, in the first one's folder: tsne_runs, cmc.
 """
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -24,30 +25,36 @@ from sklearn.model_selection import GroupKFold, cross_val_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's root, where shared/ and tools/ are
 
-from shared.dataset import find_data, load_splits, map_images
-from shared.device import AMPS, autocast, choose_device
-from shared.errors import run_script
-from shared.evaluate import FEATURES, embed, embed_pairs, expected_ranks, first_answers, rank_of_truth
+from shared import options
+from shared.dataset import load_splits, map_images
+from shared.evaluate import FEATURES, embed, embed_pairs, expected_ranks, first_answers
 from shared.filters import pseudo_modal
-from shared.files import read_rows, write_text
-from shared.layouts import read_pairs_csv
-from shared.run import load_model
+from shared.finished_run import read_settings
+from shared.layouts import find_data, read_pairs_csv
+from shared.model import load_model
+from shared.plumbing.device import autocast, choose_device
+from shared.plumbing.errors import run_script
+from shared.plumbing.files import read_rows, write_text
 from tools.figures import CYCLE, GREEN, MARKERS, OPT, ORANGE, PURPLE, SAR, SKY, panels, save
 
+# Name: (channel exchange, filter)
 PSEUDO = {"exchange": (True, None), "guided": (False, "guided"), "guided, exchange": (True, "guided")}
 
 
 # The figures ---------------------------------------------------------------------------------------------------
 
 def matched_scores(query, gallery, query_place):
-    """Inner products of matched (N) and of all non-matched (N x (M - 1)) pairs. query: (N, D), gallery: (M, D), query_place: (N)."""
+    """Inner products of matched (N) and of all non-matched (N x (M - 1)) pairs.
+
+    query: (N, D), gallery: (M, D), query_place: (N).
+    """
     scores = query @ gallery.T
     own = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, query_place[:, None], True)
     return scores[own], scores[~own]
 
 
 def roc_area(matched, unmatched):
-    """Probability that a matched pair scores higher than a non-matched one (ties: half): the area under the ROC curve."""
+    """Probability that a matched pair scores higher than a non-matched one (ties: half): area under the ROC curve."""
     scores = torch.cat([matched, unmatched]).numpy()
     return float(roc_auc_score(np.arange(len(scores)) < len(matched), scores))
 
@@ -55,32 +62,49 @@ def roc_area(matched, unmatched):
 def modality_gap(query, gallery, query_place, folds=5):
     """How far apart the modalities lie: {"mean_distance", "accuracy"}.
 
-    mean_distance: L2, between the mean embeddings of the two. accuracy: of a logistic regression that tells the modality of an
-    embedding, cross-validated with both images of a place in the same fold; 0.5 is chance where there are as many of each.
+    mean_distance: L2, between the mean embeddings of the two. accuracy: of a logistic regression that tells the
+    modality of an embedding, cross-validated with both images of a place in the same fold; 0.5 is chance where there
+    are as many of each.
     """
     embeddings = torch.cat([gallery[query_place], query]).numpy()
     label = np.repeat([0, 1], len(query))
     places = np.tile(query_place.numpy(), 2)
-    accuracy = cross_val_score(LogisticRegression(max_iter=1000), embeddings, label, groups=places, cv=GroupKFold(folds)).mean()
-    return {"mean_distance": (query.mean(0) - gallery.mean(0)).norm().item(), "accuracy": float(accuracy)}
+    classifier = LogisticRegression(max_iter=1000)
+    accuracies = cross_val_score(classifier, embeddings, label, groups=places, cv=GroupKFold(folds))
+    distance = (query.mean(0) - gallery.mean(0)).norm().item()
+    return {"mean_distance": distance, "accuracy": float(accuracies.mean())}
 
 
 def betweenness(opt, sar, pseudo):
-    """Share of pseudo-modal embeddings that lie between the two of their place: closer to each than these are to each other. All (N, D)."""
-    distance = lambda a, b: (a - b).square().sum(1)
-    return ((distance(pseudo, opt) < distance(opt, sar)) & (distance(pseudo, sar) < distance(opt, sar))).double().mean().item()
+    """Share of pseudo-modal embeddings that lie between the two of their place. All (N, D).
+
+    Between: closer to each than these are to each other.
+    """
+    apart = (opt - sar).square().sum(1)
+    to_opt, to_sar = (pseudo - opt).square().sum(1), (pseudo - sar).square().sum(1)
+    return ((to_opt < apart) & (to_sar < apart)).double().mean().item()
 
 
 def edge_density(images):
-    """Mean gradient magnitude (Sobel, of grey) of each image: (N, S, S, 3) uint8 -> (N) float, grey values for a pixel."""
-    grey = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32) for image in images.numpy()]
-    return np.array([np.hypot(cv2.Sobel(g, cv2.CV_32F, 1, 0, scale=1 / 8), cv2.Sobel(g, cv2.CV_32F, 0, 1, scale=1 / 8)).mean() for g in grey])
+    """Mean gradient magnitude (Sobel, of grey) of each image: (N, S, S, 3) uint8 -> (N) float, grey values a pixel."""
+    densities = []
+    for image in images.numpy():
+        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
+        across, down = (cv2.Sobel(grey, cv2.CV_32F, *order, scale=1 / 8) for order in ((1, 0), (0, 1)))
+        densities.append(np.hypot(across, down).mean())
+    return np.array(densities)
 
 
-def ranks_of_truth(query, gallery, query_place):
-    """(N) float: the expected rank of each query's true image, from 1."""
-    counts, _ = expected_ranks(query, gallery, query_place, torch.arange(len(gallery)))
-    return rank_of_truth(*counts)
+def rank_correlation(a, b):
+    """Spearman's, of two arrays (N); None where one of them is constant: it is not defined there."""
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return None
+    return float(spearmanr(a, b).statistic)
+
+
+def correlation_text(correlation):
+    """A correlation as text, with what None means."""
+    return "not defined, all are alike" if correlation is None else f"{correlation:.2f}"
 
 
 def cmc(ranks, most):
@@ -92,7 +116,9 @@ def cmc(ranks, most):
 
 def tsne(*parts):
     """t-SNE of several sets of embeddings (N, D) together: as many arrays (N, 2)."""
-    points = TSNE(perplexity=min(30, (sum(map(len, parts)) - 1) / 3), init="pca", random_state=0).fit_transform(torch.cat(parts).numpy())
+    embeddings = torch.cat(parts).numpy()
+    perplexity = min(30, (len(embeddings) - 1) / 3)
+    points = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(embeddings)
     return np.split(points, np.cumsum([len(part) for part in parts])[:-1])
 
 
@@ -106,21 +132,28 @@ def plot_tsne(axis, a, b, title):
 
 
 def plot_matched(matched, unmatched, area, file):
-    figure, axes = panels(2)
-    for axis, values, label in ((axes[0], lambda x: 2 - 2 * x, "squared L2 distance"), (axes[1], lambda x: x, "inner product")):
-        bins = np.linspace(*np.percentile(values(torch.cat([matched, unmatched])).numpy(), (0, 100)), 60)
-        axis.hist(values(unmatched).numpy(), bins, density=True, color=ORANGE, alpha=0.6, label="non-matched")
-        axis.hist(values(matched).numpy(), bins, density=True, histtype="step", color=OPT, linewidth=1.5, label="matched")
-        axis.set(xlabel=label, ylabel="density")
-    axes[1].legend(title=f"ROC area {area:.4f}", loc="upper left")
+    figure, (distances, products) = panels(2)
+    _plot_densities(distances, 2 - 2 * matched, 2 - 2 * unmatched, "squared L2 distance")
+    _plot_densities(products, matched, unmatched, "inner product")
+    products.legend(title=f"ROC area {area:.4f}", loc="upper left")
     save(figure, file)
+
+
+def _plot_densities(axis, matched, unmatched, label):
+    bins = np.linspace(*np.percentile(torch.cat([matched, unmatched]).numpy(), (0, 100)), 60)
+    axis.hist(unmatched.numpy(), bins, density=True, color=ORANGE, alpha=0.6, label="non-matched")
+    axis.hist(matched.numpy(), bins, density=True, histtype="step", color=OPT, linewidth=1.5, label="matched")
+    axis.set(xlabel=label, ylabel="density")
 
 
 def plot_pseudo_modal(opt, sar, pseudo, shares, file):
     """t-SNE of the images and their pseudo-modal images together. pseudo: name -> (optical, SAR), each (N, D)."""
-    parts = {"optical": opt, "SAR": sar, **{f"{name} of {modality}": one for name, both in pseudo.items() for modality, one in zip(("optical", "SAR"), both)}}
+    parts = {"optical": opt, "SAR": sar}
+    for name, (of_opt, of_sar) in pseudo.items():
+        parts.update({f"{name} of optical": of_opt, f"{name} of SAR": of_sar})
     figure, (axis, bars) = panels(2, height=3)
-    for name, points, colour, marker in zip(parts, tsne(*parts.values()), (OPT, SAR, SKY, ORANGE, GREEN, PURPLE), "o^o^o^"):
+    colours = (OPT, SAR, SKY, ORANGE, GREEN, PURPLE)
+    for name, points, colour, marker in zip(parts, tsne(*parts.values()), colours, "o^o^o^"):
         axis.scatter(*points.T, s=5, color=colour, marker=marker, linewidths=0, label=name)
     axis.set(xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2")
     axis.legend(markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -132,19 +165,20 @@ def plot_pseudo_modal(opt, sar, pseudo, shares, file):
 
 def plot_retrieval(pairs, query, gallery, ranks, file, seed=0, each=12, answers=5):
     """12 right and 12 wrong queries: the query, the first answers with scores, the truth with its rank."""
-    scores, found = first_answers(query, gallery, min(answers, len(gallery)))
+    scores, rows = first_answers(query, gallery, min(answers, len(gallery)))
     order = torch.randperm(len(query), generator=torch.Generator().manual_seed(seed))
-    right, wrong = [order[ranks[order] == 1][:each], order[ranks[order] > 1][:each]]
-    rows = torch.cat([right, wrong]).tolist()
-    columns = found.shape[1] + 2
-    figure, axes = panels(columns, max(1, len(rows)), width=0.8, height=0.95)
+    right, wrong = order[ranks[order] == 1][:each], order[ranks[order] > 1][:each]
+    shown_queries = torch.cat([right, wrong]).tolist()
+    columns = rows.shape[1] + 2
+    figure, axes = panels(columns, max(1, len(shown_queries)), width=0.8, height=0.95)
     for axis in axes:
         axis.set(xticks=[], yticks=[])
-    for i, row in enumerate(rows):
-        place = pairs.sar_place[row].item()
-        shown = [(pairs.sar[row], pairs.sar_names[row], "black")]
-        shown += [(pairs.opt[one], f"{score:.3f}", GREEN if one == place else SAR) for one, score in zip(found[row].tolist(), scores[row].tolist())]
-        shown += [(pairs.opt[place], f"truth: rank {ranks[row]:.0f}", "black")]
+    for i, number in enumerate(shown_queries):
+        truth = pairs.sar_place[number].item()
+        shown = [(pairs.sar[number], pairs.sar_names[number], "black")]
+        for row, score in zip(rows[number].tolist(), scores[number].tolist()):
+            shown.append((pairs.opt[row], f"{score:.3f}", GREEN if row == truth else SAR))
+        shown.append((pairs.opt[truth], f"truth: rank {ranks[number]:.0f}", "black"))
         for axis, (image, text, colour) in zip(axes[i * columns:(i + 1) * columns], shown):
             axis.imshow(image.numpy())
             axis.set_title(text, fontsize=5, pad=2, color=colour)
@@ -156,16 +190,18 @@ def plot_retrieval(pairs, query, gallery, ranks, file, seed=0, each=12, answers=
 def plot_training(epochs, file):
     """The loss terms, the learning rate and top-1 over the epochs. epochs: the rows of epochs.csv."""
     number = [int(row["epoch"]) for row in epochs]
-    terms = [name for name in epochs[0] if name not in ("epoch", "lr", "seconds") and not name.startswith(FEATURES)]
+    evaluated = [name.removesuffix("_top1") for name in epochs[0] if name.endswith("_top1")]
+    terms = [name for name in epochs[0]
+             if name not in ("epoch", "lr", "seconds") and not name.startswith(tuple(f"{f}_" for f in evaluated))]
     figure, (loss, rate, top1) = panels(3, width=2.4)
-    for name, colour in zip(terms, CYCLE):
+    for name, colour in zip(terms, CYCLE * 9):
         loss.plot(number, [float(row[name]) for row in epochs], color=colour, label=name)
     loss.set(xlabel="epoch", ylabel="loss term", yscale="symlog" if len(terms) > 1 else "linear")
-    loss.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=3, columnspacing=1)       # curves go everywhere
+    loss.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=3, columnspacing=1)    # curves go everywhere
     rate.plot(number, [float(row["lr"]) for row in epochs], color=OPT)
     rate.set(xlabel="epoch", ylabel="learning rate of the backbone")
-    for feature, colour, marker in zip(FEATURES, CYCLE, MARKERS):
-        known = [(int(row["epoch"]), float(row[f"{feature}_top1"])) for row in epochs if row.get(f"{feature}_top1")]
+    for feature, colour, marker in zip(evaluated, CYCLE, MARKERS):
+        known = [(int(row["epoch"]), float(row[f"{feature}_top1"])) for row in epochs if row[f"{feature}_top1"]]
         top1.plot(*zip(*known), color=colour, marker=marker, markersize=3, label=feature)
     top1.set(xlabel="epoch", ylabel="top-1 (%)", ylim=(0, 100))
     top1.legend()
@@ -178,8 +214,8 @@ def plot_failures(ranks, density, regions, correlation, file):
     """Rank of the truth against edge density, and by region where that is known. regions: N names or None."""
     figure, axes = panels(2 if regions else 1)
     axes[0].scatter(density, ranks, s=5, color=OPT, linewidths=0, alpha=0.6)
-    axes[0].set(xlabel="edge density of the optical image (grey values / px)", ylabel="rank of the truth", yscale="log",
-                title=f"Spearman's rank correlation {correlation:.2f}")
+    axes[0].set(xlabel="edge density of the optical image (grey values / px)", ylabel="rank of the truth",
+                yscale="log", title=f"Spearman's rank correlation {correlation_text(correlation)}")
     if regions:
         names = sorted(set(regions))
         at = np.array(regions)
@@ -193,19 +229,20 @@ def plot_failures(ranks, density, regions, correlation, file):
 def analyze(run, model, img_size, args, device):
     """Everything about one run; returns what the pictures of several runs take."""
     mixed = autocast(device, args.amp)
-    data_path = args.data_path or json.loads((run / "args.json").read_text())["data_path"]
+    data_path = args.data_path or read_settings(run)["data_path"]
     pairs, = load_splits(data_path, ("test",), img_size, args.workers)
     query, gallery = (part[args.feature] for part in embed_pairs(model, pairs, device, mixed))
+    truth = pairs.sar_place
     folder = run / "analysis"
     folder.mkdir(exist_ok=True)
 
-    ranks = ranks_of_truth(query, gallery, pairs.sar_place)
-    matched, unmatched = matched_scores(query, gallery, pairs.sar_place)
+    ranks = expected_ranks(query, gallery, truth, torch.arange(len(gallery))).of_truth()
+    matched, unmatched = matched_scores(query, gallery, truth)
     area = roc_area(matched, unmatched)
     plot_matched(matched, unmatched, area, folder / "matched")
 
     sample = torch.randperm(len(query), generator=torch.Generator().manual_seed(0))[:args.sample]
-    opt, sar = gallery[pairs.sar_place[sample]], query[sample]
+    opt, sar = gallery[truth[sample]], query[sample]
     figure, axes = panels(1, height=3)
     points = tsne(opt, sar)
     plot_tsne(axes[0], *points, *names_of([run]))
@@ -213,66 +250,79 @@ def analyze(run, model, img_size, args, device):
 
     pseudo, shares = {}, {}
     for name, (exchange, filter_name) in PSEUDO.items():
-        generator = torch.Generator().manual_seed(0)
-        both = [embed(model, map_images(lambda x: pseudo_modal(x, exchange, filter_name, generator), images), modality, device, mixed)[args.feature]
-                for images, modality in ((pairs.opt, "opt"), (pairs.sar, "sar"))]
-        for modality, one, place in (("optical", both[0], pairs.sar_place), ("SAR", both[1], slice(None))):
-            shares[f"{name} of {modality}"] = betweenness(gallery[pairs.sar_place], query, one[place])
-        pseudo[name] = both[0][pairs.sar_place[sample]], both[1][sample]
-    plot_pseudo_modal(opt, sar, {name: pseudo[name] for name in ("exchange", "guided")}, shares, folder / "pseudo_modal")
+        make = partial(pseudo_modal, exchange=exchange, filter_name=filter_name,
+                       generator=torch.Generator().manual_seed(0))
+        of_opt, of_sar = (embed(model, map_images(make, images), modality, device, mixed)[args.feature]
+                          for images, modality in ((pairs.opt, "opt"), (pairs.sar, "sar")))
+        shares[f"{name} of optical"] = betweenness(gallery[truth], query, of_opt[truth])
+        shares[f"{name} of SAR"] = betweenness(gallery[truth], query, of_sar)
+        pseudo[name] = of_opt[truth[sample]], of_sar[sample]
+    shown = {name: pseudo[name] for name in ("exchange", "guided")}
+    plot_pseudo_modal(opt, sar, shown, shares, folder / "pseudo_modal")
 
     plot_retrieval(pairs, query, gallery, ranks, folder / "retrieval")
     plot_training(read_rows(run / "epochs.csv"), folder / "training")
-    density = edge_density(pairs.opt)[pairs.sar_place.numpy()]
-    correlation = float(spearmanr(density, ranks.numpy()).statistic)
-    known = read_pairs_csv(find_data(data_path), "test")
-    regions = [known.get(pairs.names[place], {}).get("region", "") for place in pairs.sar_place.tolist()]
+    density = edge_density(pairs.opt)[truth.numpy()]
+    correlation = rank_correlation(density, ranks.numpy())
+    places = read_pairs_csv(find_data(data_path), "test")
+    regions = [places.get(pairs.names[place], {}).get("region", "") for place in truth.tolist()]
     plot_failures(ranks, density, regions if all(regions) else None, correlation, folder / "failures")
 
-    figures = {"feature": args.feature, "queries": len(query), "gallery": len(gallery), "top1": cmc(ranks, 1)[0].item(), "roc_area": area,
-               "modality_gap": modality_gap(query, gallery, pairs.sar_place), "between": shares, "rank_edge_density_correlation": correlation,
-               "median_distance": {"matched": (2 - 2 * matched).median().item(), "non-matched": (2 - 2 * unmatched).median().item()}}
+    gap = modality_gap(query, gallery, truth)
+    distances = {"matched": (2 - 2 * matched).median().item(), "non-matched": (2 - 2 * unmatched).median().item()}
+    figures = {"feature": args.feature, "queries": len(query), "gallery": len(gallery), "top1": cmc(ranks, 1)[0].item(),
+               "roc_area": area, "modality_gap": gap, "between": shares, "rank_edge_density_correlation": correlation,
+               "median_distance": distances}
     write_text(folder / "figures.json", json.dumps(figures, indent=1))
-    print(f"{run}: ROC area {area:.4f}; modality gap {figures['modality_gap']['mean_distance']:.3f}, told apart with "
-          f"{100 * figures['modality_gap']['accuracy']:.1f}%; rank against edge density {correlation:.2f}")
-    print("  between the two of their place: " + ", ".join(f"{name} {100 * share:.1f}%" for name, share in shares.items()))
+    print(f"{run}: ROC area {area:.4f}; modality gap {gap['mean_distance']:.3f}, told apart with "
+          f"{100 * gap['accuracy']:.1f}%; rank against edge density {correlation_text(correlation)}")
+    print("  between the two of their place: "
+          + ", ".join(f"{name} {100 * share:.1f}%" for name, share in shares.items()))
     print(f"  {folder}")
     return {"points": points, "ranks": ranks}
 
 
 def names_of(runs):
-    """The row's name of each results/DATA/ROW/seedK, with the seed where a row comes several times; of other folders their own name."""
+    """The row's name of each results/DATA/ROW/seedK, with the seed where a row comes several times.
+
+    Of other folders their own name.
+    """
     runs = [run.resolve() for run in runs]
     names = [run.parent.name if run.name.startswith("seed") else run.name for run in runs]
     return [f"{name}, {run.name}" if names.count(name) > 1 else name for name, run in zip(names, runs)]
 
 
+def side_by_side(runs, analyses):
+    """The pictures of several runs, in the first one's folder. analyses: what analyze() returned of each."""
+    folder, names = runs[0] / "analysis", names_of(runs)
+    figure, axes = panels(len(runs), width=2.4, height=2.6)
+    for axis, analysis, name in zip(axes, analyses, names):
+        plot_tsne(axis, *analysis["points"], name)
+    save(figure, folder / "tsne_runs")
+    figure, (axis,) = panels(height=2.8)
+    for analysis, name, colour, marker in zip(analyses, names, CYCLE * 9, MARKERS * 9):
+        shares = cmc(analysis["ranks"], 20)
+        axis.plot(range(1, 21), shares, color=colour, marker=marker, markersize=2.5, label=name)
+    axis.set(xlabel="rank k", ylabel="queries with the truth in the first k (%)", ylim=(None, 100))
+    axis.legend()
+    save(figure, folder / "cmc")
+    print(f"side by side: {folder / 'tsne_runs.png'}, {folder / 'cmc.png'}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, action="append", required=True, help="the folder of a run; may be given several times")
+    parser.add_argument("--run", type=Path, action="append", required=True,
+                        help="the folder of a run; may be given several times")
     parser.add_argument("--data_path", help="another data set than the run's own")
     parser.add_argument("--feature", choices=FEATURES, default="FC")
-    parser.add_argument("--sample", type=int, default=200, help="places in the t-SNE pictures")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--amp", choices=AMPS, default="auto")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--sample", type=options.positive, default=200, help="places in the t-SNE pictures")
+    options.add_device(parser)
     args = parser.parse_args()
     device = choose_device(args.device)
-    models = [load_model(run, device) for run in args.run]            # a folder without a run is named before the work on the others
-    found = [analyze(run, *model, args, device) for run, model in zip(args.run, models)]
-    if len(found) > 1:
-        folder, names = args.run[0] / "analysis", names_of(args.run)
-        figure, axes = panels(len(found), width=2.4, height=2.6)
-        for axis, one, name in zip(axes, found, names):
-            plot_tsne(axis, *one["points"], name)
-        save(figure, folder / "tsne_runs")
-        figure, axes = panels(height=2.8)
-        for one, name, colour, marker in zip(found, names, CYCLE * 9, MARKERS * 9):
-            axes[0].plot(range(1, 21), cmc(one["ranks"], 20), color=colour, marker=marker, markersize=2.5, label=name)
-        axes[0].set(xlabel="rank k", ylabel="queries with the truth in the first k (%)", ylim=(None, 100))
-        axes[0].legend()
-        save(figure, folder / "cmc")
-        print(f"side by side: {folder / 'tsne_runs.png'}, {folder / 'cmc.png'}")
+    models = [load_model(run, device) for run in args.run]            # a folder without a run is named before the work
+    analyses = [analyze(run, *model, args, device) for run, model in zip(args.run, models)]
+    if len(analyses) > 1:
+        side_by_side(args.run, analyses)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What a step, a filter and an evaluation cost, each as a ratio to something plain, the two sides alternating in one run.
+"""What a step, a filter and an evaluation cost, each as a ratio to something plain, the two sides alternating.
 
     python tools/bench.py              every line, about ten minutes on two cores
     python tools/bench.py --only 1 3   some of them
 
-1  a whole training step of each script, against forward + backward + step of the same network on tensors already in memory
+1  a whole training step of each script, against forward + backward + step of the same network on tensors in memory
 2  mixed precision with channels_last against float32 without
 3  the tensor guided filter on a batch of 48 x 3 x 200 x 200 against OpenCV's in a loop, tensors in and out of both
 4  evaluation against a matrix product and a sort, and against a chunked matrix product for a gallery of a million
@@ -11,8 +11,8 @@
 """
 import argparse
 import contextlib
+import importlib.util
 import os
-import runpy
 import statistics
 import sys
 import tempfile
@@ -27,10 +27,12 @@ import torchvision
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's root, where shared/ is
 
-from shared.device import autocast, choose_device
+from shared import options
 from shared.evaluate import GALLERY_AT_ONCE, QUERIES_AT_ONCE, retrieval_metrics
 from shared.filters import guided_filter
 from shared.model import PseudoSiamese
+from shared.plumbing.device import autocast, choose_device
+from shared.plumbing.small_maps import use_small_map_convolutions
 from shared.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,16 +56,23 @@ def synchronize():
 def alternate(ours, plain, rounds):
     """Median seconds of each, and the median of the ratios of neighbours, which a slow moment hits alike."""
     ours(), plain()
-    pairs = [(seconds(ours), seconds(plain)) for _ in range(rounds)]
-    return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs), statistics.median(a / b for a, b in pairs)
+    return medians([(seconds(ours), seconds(plain)) for _ in range(rounds)])
 
 
-def line(name, ours, plain, ratio, bound, faster=False):
-    """Print one line; faster: the ratio is how many times faster ours is, and should be above the bound."""
-    if faster:
+def medians(pairs):
+    """Of pairs (ours, plain) in seconds: the median of each side, and of their ratios."""
+    ours, plain = zip(*pairs)
+    return statistics.median(ours), statistics.median(plain), statistics.median(a / b for a, b in pairs)
+
+
+def line(name, ours, plain, ratio, at_most=None, at_least=None):
+    """Print one line. at_most: bound of the ratio ours / plain. at_least: of plain / ours, how many times faster."""
+    if at_least:
         ratio = 1 / ratio
-    kept = "" if bound is None else f"{'at least' if faster else 'at most'} {bound}: {'yes' if (ratio >= bound if faster else ratio <= bound) else 'NO'}"
-    print(f"{name:62s} {1e3 * ours:10.1f} ms {1e3 * plain:10.1f} ms  {ratio:6.2f}  {kept}", flush=True)
+        verdict = f"at least {at_least}: {'yes' if ratio >= at_least else 'NO'}"
+    else:
+        verdict = f"at most {at_most}: {'yes' if ratio <= at_most else 'NO'}"
+    print(f"{name:62s} {1e3 * ours:10.1f} ms {1e3 * plain:10.1f} ms  {ratio:6.2f}  {verdict}", flush=True)
 
 
 def plain_step(network, optimizer, opt, sar):
@@ -75,7 +84,9 @@ def plain_step(network, optimizer, opt, sar):
 
 
 def network_of(arch="resnet18", specify_num=0):
-    network = PseudoSiamese(arch, specify_num).to(DEVICE, memory_format=torch.channels_last).train()
+    network = PseudoSiamese(arch, specify_num)
+    use_small_map_convolutions(network)
+    network.to(DEVICE, memory_format=torch.channels_last).train()
     return network, torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
 
@@ -85,49 +96,71 @@ def images_of(count, size=SIZE):
 
 def script_step(script, flags, rounds):
     """Run a train.py as it is; between its steps, which are timed from batch to batch, the plain step is timed."""
-    kinds = 2 if "--channel_exchange" in flags or "--guided_filter" in flags else 1
+    is_auxiliary = "--channel_exchange" in flags or "--guided_filter" in flags
+    count = 2 * BATCH if is_auxiliary else BATCH
     network, optimizer = network_of()
-    opt, sar = images_of(kinds * BATCH), images_of(kinds * BATCH)
-    pairs, batches = [], Run.batches
+    opt, sar = images_of(count), images_of(count)
+    pairs = []
 
-    def timed_batches(run, *arguments):
-        whole = batches(run, *arguments)
-        while True:
-            synchronize()
-            start = time.perf_counter()
-            batch = next(whole, None)
-            if batch is None:
-                return
-            yield batch
-            synchronize()
-            ours = time.perf_counter() - start
-            pairs.append((ours, seconds(lambda: plain_step(network, optimizer, opt, sar))))
+    class TimedRun(Run):
+        """A run that notes the time of its steps, and neither evaluates nor writes at the end of an epoch."""
 
-    def no_end(run, *arguments, **named):
-        run.epoch, run.step, run.terms = run.epoch + 1, 0, []
+        def batches(self, *arguments):
+            whole = super().batches(*arguments)
+            while True:
+                synchronize()
+                start = time.perf_counter()
+                batch = next(whole, None)
+                if batch is None:
+                    return
+                yield batch
+                synchronize()
+                ours = time.perf_counter() - start
+                pairs.append((ours, seconds(lambda: plain_step(network, optimizer, opt, sar))))
+
+        def end_epoch(self, *arguments, **named):
+            self.epoch, self.step, self.terms = self.epoch + 1, 0, []
 
     with tempfile.TemporaryDirectory() as folder:
-        for split, count in (("train", 2 * BATCH), ("test", 2)):
-            for modality in ("opt", "sar"):
-                (Path(folder) / "data" / split / modality).mkdir(parents=True)
-                for i in range(count):
-                    cv2.imwrite(f"{folder}/data/{split}/{modality}/{i}.png", np.random.default_rng(i).integers(0, 256, (SIZE, SIZE, 3), np.uint8))
-        sys.argv = [str(ROOT / script), "--data_path", f"{folder}/data", "--result_path", f"{folder}/run", "--arch", "resnet18", "--img_size", str(SIZE),
-                    "--init", "none", "--batch_size", str(BATCH), "--epochs", str(-(-rounds // 2) + 1), *flags]
-        Run.batches, end_epoch, Run.end_epoch = timed_batches, Run.end_epoch, no_end
-        try:
-            with contextlib.redirect_stdout(open(os.devnull, "w")):
-                runpy.run_path(sys.argv[0], run_name="__main__")
-        finally:
-            Run.batches, Run.end_epoch = batches, end_epoch
-    pairs = pairs[2:]                                   # the first steps make their buffers
-    return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs), statistics.median(a / b for a, b in pairs)
+        write_noise(Path(folder) / "data", {"train": 2 * BATCH, "test": 2})
+        epochs = -(-rounds // 2) + 1
+        settings = {"data_path": f"{folder}/data", "result_path": f"{folder}/run", "arch": "resnet18",
+                    "img_size": SIZE, "init": "none", "batch_size": BATCH, "epochs": epochs}
+        sys.argv = [script, *options.as_flags(settings).split(), *flags]
+        method = load_script(ROOT / script)
+        method.Run = TimedRun
+        with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
+            method.train(method.arguments())
+    return medians(pairs[2:])                           # the first steps make their buffers
+
+
+def load_script(file):
+    """A train.py as a module; its own folder comes first on the path, as when it is run."""
+    sys.path.insert(0, str(file.parent))
+    spec = importlib.util.spec_from_file_location(f"{file.parent.name}_{file.stem}", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.path.remove(str(file.parent))
+    return module
+
+
+def write_noise(folder, counts):
+    """Pairs of random images. counts: {split: number of places}."""
+    for split, count in counts.items():
+        for modality in ("opt", "sar"):
+            (folder / split / modality).mkdir(parents=True)
+            for i in range(count):
+                image = np.random.default_rng(i).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+                cv2.imwrite(str(folder / split / modality / f"{i}.png"), image)
 
 
 def steps(rounds):
-    for script, flags in (("code/train.py", []), ("code_Aux/train.py", ["--channel_exchange"]), ("code_Aux/train.py", ["--guided_filter", "--channel_exchange"]),
-                          ("code_Adv/train.py", []), ("code_Adv/train.py", ["--channel_exchange"])):
-        line(f"1 step of {script} {' '.join(flags)}", *script_step(script, flags, rounds), 1.10)
+    for script, flags in (("code/train.py", []),
+                          ("code_Aux/train.py", ["--channel_exchange"]),
+                          ("code_Aux/train.py", ["--guided_filter", "--channel_exchange"]),
+                          ("code_Adv/train.py", []),
+                          ("code_Adv/train.py", ["--channel_exchange"])):
+        line(f"1 step of {script} {' '.join(flags)}", *script_step(script, flags, rounds), at_most=1.10)
 
 
 def precision(rounds):
@@ -137,7 +170,8 @@ def precision(rounds):
             network = getattr(torchvision.models, arch)().to(DEVICE).train()
             images = torch.rand(batch, 3, SIZE, SIZE, device=DEVICE)
             if channels_last:
-                network, images = network.to(memory_format=torch.channels_last), images.contiguous(memory_format=torch.channels_last)
+                network = network.to(memory_format=torch.channels_last)
+                images = images.contiguous(memory_format=torch.channels_last)
             optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
 
             def step(network=network, images=images, optimizer=optimizer, amp=amp):
@@ -147,7 +181,8 @@ def precision(rounds):
                 out.float().sum().backward()
                 optimizer.step()
             sides.append(step)
-        line(f"2 {arch}, mixed precision and channels_last, {batch} images", *alternate(*sides, rounds), 1.8, faster=True)
+        name = f"2 {arch}, mixed precision and channels_last, {batch} images"
+        line(name, *alternate(*sides, rounds), at_least=1.8)
 
 
 def filters(rounds):
@@ -157,10 +192,15 @@ def filters(rounds):
         out = []
         for image in images.cpu():
             image = image.permute(1, 2, 0).numpy() * 255
-            out.append(torch.from_numpy(cv2.ximgproc.guidedFilter(image, image, 4, 0.36 * 255 ** 2)).permute(2, 0, 1) / 255)
+            filtered = cv2.ximgproc.guidedFilter(image, image, 4, 0.36 * 255 ** 2)
+            out.append(torch.from_numpy(filtered).permute(2, 0, 1) / 255)
         return torch.stack(out).to(DEVICE)
 
-    line(f"3 guided filter, OpenCV with {cv2.getNumThreads()} threads", *alternate(lambda: guided_filter(images, images), opencv, 3 * rounds), 1.0)
+    def ours():
+        return guided_filter(images, images)
+
+    line(f"3 guided filter, OpenCV with {cv2.getNumThreads()} threads", *alternate(ours, opencv, 3 * rounds),
+         at_most=1.0)
 
 
 def unit_rows(count, dim=512):
@@ -172,7 +212,14 @@ def unit_rows(count, dim=512):
 
 def evaluation(rounds):
     query, gallery, ids = unit_rows(2250).to(DEVICE), unit_rows(2250).to(DEVICE), torch.arange(2250, device=DEVICE)
-    line("4 evaluation, 2,250 by 2,250", *alternate(lambda: retrieval_metrics(query, gallery, ids, ids), lambda: (query @ gallery.T).sort(1, descending=True), rounds), 1.0)
+
+    def ours():
+        return retrieval_metrics(query, gallery, ids, ids)
+
+    def plain():
+        return (query @ gallery.T).sort(1, descending=True)
+
+    line("4 evaluation, 2,250 by 2,250", *alternate(ours, plain, rounds), at_most=1.0)
 
     query, gallery = unit_rows(10_000), unit_rows(1_000_000)
     query_ids, gallery_ids = torch.arange(10_000) * 100, torch.arange(1_000_000)
@@ -183,15 +230,17 @@ def evaluation(rounds):
             portion = gallery[j:j + GALLERY_AT_ONCE].T
             for i in range(0, len(query), QUERIES_AT_ONCE):
                 rows = query[i:i + QUERIES_AT_ONCE]
-                torch.matmul(rows, portion, out=buffer.view(-1)[:len(rows) * portion.shape[1]].view(len(rows), -1))
+                block = buffer.view(-1)[:len(rows) * portion.shape[1]]
+                torch.matmul(rows, portion, out=block.view(len(rows), -1))
 
     pairs, above = [], 0
     for _ in range(2):
-        ours, more = peak_memory(lambda: retrieval_metrics(query, gallery, query_ids, gallery_ids))
+        took, more = peak_memory(lambda: retrieval_metrics(query, gallery, query_ids, gallery_ids))
         above = max(above, more)
-        pairs.append((ours, seconds(products)))
-    line("4 evaluation, 10,000 by 1,000,000", *(statistics.mean(side) for side in zip(*pairs)), statistics.mean(a / b for a, b in pairs), 1.3)
-    print(f"  peak memory above the embeddings: {above / 2 ** 20:.0f} MiB, at most 1024: {'yes' if above < 2 ** 30 else 'NO'}", flush=True)
+        pairs.append((took, seconds(products)))
+    line("4 evaluation, 10,000 by 1,000,000", *medians(pairs), at_most=1.3)
+    verdict = "yes" if above < 2 ** 30 else "NO"
+    print(f"  peak memory above the embeddings: {above / 2 ** 20:.0f} MiB, at most 1024: {verdict}", flush=True)
 
 
 def peak_memory(function):
@@ -214,11 +263,14 @@ def peak_memory(function):
 
 def growth(rounds):
     print(f"5 step of a resnet18 in ms: {'batch':>8s} {'size':>6s} {'specify_num':>12s} {'ms':>8s} {'pairs/s':>8s}")
-    for batch, size, specify_num in ((12, 96, 0), (24, 96, 0), (48, 96, 0), (96, 96, 0), (24, 64, 0), (24, 128, 0), (24, 200, 0), (48, 96, 1), (48, 96, 3), (48, 96, 5)):
+    for batch, size, specify_num in ((12, 96, 0), (24, 96, 0), (48, 96, 0), (96, 96, 0),
+                                     (24, 64, 0), (24, 128, 0), (24, 200, 0),
+                                     (48, 96, 1), (48, 96, 3), (48, 96, 5)):
         network, optimizer = network_of(specify_num=specify_num)
         opt, sar = images_of(batch, size), images_of(batch, size)
         plain_step(network, optimizer, opt, sar)
-        took = statistics.median(seconds(lambda: plain_step(network, optimizer, opt, sar)) for _ in range(max(3, rounds // 2)))
+        times = [seconds(lambda: plain_step(network, optimizer, opt, sar)) for _ in range(max(3, rounds // 2))]
+        took = statistics.median(times)
         print(f"{'':27s} {batch:8d} {size:6d} {specify_num:12d} {1e3 * took:8.0f} {batch / took:8.1f}", flush=True)
 
 
@@ -228,9 +280,10 @@ PARTS = {1: steps, 2: precision, 3: filters, 4: evaluation, 5: growth}
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", type=int, nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--rounds", type=int, default=10, help="how often the two sides alternate")
+    parser.add_argument("--rounds", type=options.positive, default=10, help="how often the two sides alternate")
     args = parser.parse_args()
-    print(f"torch {torch.__version__}, {DEVICE}, {torch.get_num_threads()} threads; {autocast(DEVICE, 'auto').keywords['dtype']}")
+    precision_of_auto = autocast(DEVICE, "auto").keywords["dtype"]
+    print(f"torch {torch.__version__}, {DEVICE}, {torch.get_num_threads()} threads; {precision_of_auto}")
     print(f"{'':62s} {'ours':>13s} {'plain':>13s}   ratio")
     for number in args.only:
         PARTS[number](args.rounds)

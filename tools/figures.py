@@ -6,7 +6,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from shared.files import write_bytes
+from shared.plumbing.files import write_bytes
 
 COLUMN = 3.5                                            # inches, the width of a paper's column
 # Okabe and Ito, "Color Universal Design", 2008.
@@ -14,13 +14,15 @@ OPT, SAR, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00
 CYCLE = (OPT, SAR, GREEN, ORANGE, PURPLE, SKY, "black")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
-plt.rcParams.update({"font.size": 8, "axes.titlesize": 8, "legend.fontsize": 7, "legend.frameon": False, "axes.spines.top": False,
-                     "axes.spines.right": False, "lines.linewidth": 1.2, "pdf.fonttype": 42, "axes.prop_cycle": plt.cycler(color=CYCLE)})
+plt.rcParams.update({"font.size": 8, "axes.titlesize": 8, "legend.fontsize": 7, "legend.frameon": False,
+                     "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 1.2,
+                     "pdf.fonttype": 42, "axes.prop_cycle": plt.cycler(color=CYCLE)})
 
 
 def panels(columns=1, rows=1, width=COLUMN, height=2.4):
     """A figure and its axes, a column wide for each panel, as a flat list."""
-    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False, layout="constrained")
+    size = width * columns, height * rows
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     return figure, list(axes.flat)
 
 

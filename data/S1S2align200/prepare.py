@@ -19,17 +19,21 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository's root, where shared/ is
 
-from shared.errors import InputError, run_script, several
-from shared.prepare import open_output, write_pairs_csv, write_png
-from shared.split import split_by_tiles
+from shared.plumbing.errors import InputError, run_script, several
+from data.output import open_output, write_pairs_csv, write_png
+from data.split import split_by_tiles
 
 
 def read_tiles(source):
-    """name -> (opt file, sar file, region, (left, top, metres for a pixel in x and y)). InputError names all that is wrong."""
+    """name -> (opt file, sar file, region, (left, top, metres for a pixel in x and y)).
+
+    Raises InputError that names all that is wrong.
+    """
     folder = source / "dataset" if (source / "dataset").is_dir() else source
     file = folder / "metadata.json"
     if not file.is_file():
-        raise InputError(f"{source} holds no dataset/metadata.json: give the folder that the published archive unpacks to")
+        raise InputError(f"{source} holds no dataset/metadata.json: "
+                         "give the folder that the published archive unpacks to")
     try:
         notes = json.loads(file.read_text())
     except ValueError as error:
@@ -77,9 +81,11 @@ def cut(tile, split, out, crop, keep_tiles):
         for j in range(across):
             crop_name = f"{name}_{i:0{digits}d}{j:0{digits}d}"
             for modality, image in images.items():
-                write_png(out / split / modality / f"{crop_name}.png", image[i * crop:(i + 1) * crop, j * crop:(j + 1) * crop])
-            rows.append({"split": split, "id": crop_name, "region": region, "tile": name, "x_m": round(left + (j + 0.5) * crop * metres_x, 2),
-                         "y_m": round(top - (i + 0.5) * crop * metres_y, 2), "size_m": round(crop * metres_x, 2)})
+                part = image[i * crop:(i + 1) * crop, j * crop:(j + 1) * crop]
+                write_png(out / split / modality / f"{crop_name}.png", part)
+            x, y = left + (j + 0.5) * crop * metres_x, top - (i + 0.5) * crop * metres_y
+            rows.append({"split": split, "id": crop_name, "region": region, "tile": name, "x_m": round(x, 2),
+                         "y_m": round(y, 2), "size_m": round(crop * metres_x, 2)})
     return rows
 
 
@@ -90,7 +96,8 @@ def main():
     parser.add_argument("--crop", type=int, default=200, help="pixels of a crop; 200 gives 25 crops of a tile of 1024")
     parser.add_argument("--test_share", type=float, default=0.3, help="of the tiles of each region")
     parser.add_argument("--seed", type=int, default=0, help="of the split")
-    parser.add_argument("--keep_tiles", action="store_true", help="also write the training tiles whole, to train_tiles/")
+    parser.add_argument("--keep_tiles", action="store_true",
+                        help="also write the training tiles whole, to train_tiles/")
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     tiles = read_tiles(args.source)
@@ -100,8 +107,12 @@ def main():
     settings = {"crop": args.crop, "test_share": args.test_share, "seed": args.seed, "tiles": sorted(tiles)}
     splits = ("train", "test", "train_tiles") if args.keep_tiles else ("train", "test")
     open_output(args.out, settings, [f"{split}/{modality}" for split in splits for modality in ("opt", "sar")])
+
+    def cut_tile(tile):
+        return cut(tile, "test" if tile[0] in test else "train", args.out, args.crop, args.keep_tiles)
+
     with ThreadPoolExecutor(args.workers) as pool:
-        done = pool.map(lambda tile: cut(tile, "test" if tile[0] in test else "train", args.out, args.crop, args.keep_tiles), sorted(tiles.items()))
+        done = pool.map(cut_tile, sorted(tiles.items()))
         rows = [row for part in tqdm(done, total=len(tiles), desc="tiles", disable=None) for row in part]
     write_pairs_csv(args.out, ("split", "id", "region", "tile", "x_m", "y_m", "size_m"), rows)
 

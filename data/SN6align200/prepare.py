@@ -2,9 +2,9 @@
 
     python data/SN6align200/prepare.py SOURCE OUT
 
-SOURCE holds PS-RGB/, SAR-Intensity/ and SummaryData/SAR_orientations.txt (or is a folder above them). A crop is a cell of
-one grid over the whole area, so that the same place in two strips has the same name. SAR becomes HH, VV, VH as R, G, B,
-each scaled from its 1st to its 99th percentile over the whole set. Two passes: a survey of every tile (kept in
+SOURCE holds PS-RGB/, SAR-Intensity/ and SummaryData/SAR_orientations.txt (or is a folder above them). A crop is a cell
+of one grid over the whole area, so that the same place in two strips has the same name. SAR becomes HH, VV, VH as R, G,
+B, each scaled from its 1st to its 99th percentile over the whole set. Two passes: a survey of every tile (kept in
 OUT/survey.json), then the crops; images that are there are not made again, so that an interrupted run goes on.
 Needs rasterio (requirements-data.txt).
 """
@@ -24,10 +24,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository's root, where shared/ is
 
-from shared.errors import InputError, run_script, several
-from shared.files import write_text
-from shared.prepare import open_output, write_pairs_csv, write_png
-from shared.split import split_by_blocks
+from shared.plumbing.errors import InputError, run_script, several
+from shared.plumbing.files import write_text
+from data.output import open_output, write_pairs_csv, write_png
+from data.split import split_by_blocks
 
 try:
     import rasterio
@@ -43,7 +43,8 @@ SMALL_SHARE = 0.3                                       # tested on, of an archi
 
 def find_tiles(source):
     """[(strip, RGB file, SAR file)] and strip -> orientation. InputError names all that is missing."""
-    folders = [folder for folder in (source, *sorted(source.glob("*")), *sorted(source.glob("*/*"))) if (folder / "PS-RGB").is_dir()]
+    candidates = source, *sorted(source.glob("*")), *sorted(source.glob("*/*"))
+    folders = [folder for folder in candidates if (folder / "PS-RGB").is_dir()]
     if not folders:
         raise InputError(f"{source} holds no folder PS-RGB: give the folder that the archive unpacks to")
     root, problems, tiles = folders[0], [], []
@@ -72,15 +73,20 @@ def find_tiles(source):
 
 
 def survey_tile(tile, crop):
-    """Read one tile: its cells with the share of missing pixels, its SAR histograms, its resolution; or what is wrong with it."""
+    """Read one tile: its cells with the share of missing pixels, its SAR histograms, its resolution.
+
+    Or {"problem": what is wrong with it}.
+    """
     strip, rgb_file, sar_file = tile
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", rasterio.errors.NotGeoreferencedWarning)
             with rasterio.open(rgb_file) as rgb, rasterio.open(sar_file) as sar:
                 if rgb.count != 3 or rgb.dtypes[0] != "uint8" or sar.count != 4:
-                    return {"problem": f"{rgb_file}: {rgb.count} bands of {rgb.dtypes[0]}, SAR {sar.count} bands; expected 3 of uint8, and 4"}
-                if rgb.shape != sar.shape or abs(rgb.transform.c - sar.transform.c) > rgb.res[0] / 2 or abs(rgb.transform.f - sar.transform.f) > rgb.res[1] / 2:
+                    return {"problem": f"{rgb_file}: {rgb.count} bands of {rgb.dtypes[0]}, SAR {sar.count} bands; "
+                                       "expected 3 of uint8, and 4"}
+                shift_x, shift_y = abs(rgb.transform.c - sar.transform.c), abs(rgb.transform.f - sar.transform.f)
+                if rgb.shape != sar.shape or shift_x > rgb.res[0] / 2 or shift_y > rgb.res[1] / 2:
                     return {"problem": f"{sar_file}: another size or place than {rgb_file.name}"}
                 bands = sar.read(list(BANDS.values()))
                 black = (rgb.read() == 0).all(0)
@@ -99,8 +105,8 @@ def survey_tile(tile, crop):
 def cells_within(transform, shape, resolution, crop):
     """(x, y, row, column) of the cells of the grid that lie wholly in a tile, to the nearest pixel.
 
-    x, y: the cell's number, west to east and south to north, in units of crop x resolution metres from the origin of the
-    coordinates. row, column: its upper left pixel in the tile.
+    x, y: the cell's number, west to east and south to north, in units of crop x resolution metres from the origin of
+    the coordinates. row, column: its upper left pixel in the tile.
     """
     side = crop * resolution
     left, top = transform.c, transform.f
@@ -115,33 +121,36 @@ def cells_within(transform, shape, resolution, crop):
 def survey(tiles, out, crop, workers):
     """Survey every tile, going on from OUT/survey.json.
 
-    Returns what survey_tile says of each, and the histograms (3, BINS) over all. InputError names every tile that cannot be used.
+    Returns what survey_tile says of each, and the histograms (3, BINS) over all.
+    Raises InputError that names every tile that cannot be used.
     """
     file = out / "survey.json"
     state = json.loads(file.read_text()) if file.is_file() else {"tiles": {}, "histograms": [[0] * BINS] * 3}
-    found, histograms = state["tiles"], np.array(state["histograms"])
-    left = [tile for tile in tiles if tile[1].name not in found]
+    surveyed, histograms = state["tiles"], np.array(state["histograms"])
+    left = [tile for tile in tiles if tile[1].name not in surveyed]
     problems = []
 
     def keep():
-        write_text(file, json.dumps({"tiles": found, "histograms": histograms.tolist()}))
+        write_text(file, json.dumps({"tiles": surveyed, "histograms": histograms.tolist()}))
 
     with ProcessPoolExecutor(workers) as pool:
-        for i, one in enumerate(tqdm(pool.map(partial(survey_tile, crop=crop), left), total=len(left), desc="survey", disable=None)):
-            if "problem" in one:
-                problems.append(one["problem"])
+        surveys = pool.map(partial(survey_tile, crop=crop), left)
+        for i, tile_survey in enumerate(tqdm(surveys, total=len(left), desc="survey", disable=None)):
+            if "problem" in tile_survey:
+                problems.append(tile_survey["problem"])
             else:
-                histograms += one.pop("histograms")
-                found[one["file"]] = one
+                histograms += tile_survey.pop("histograms")
+                surveyed[tile_survey["file"]] = tile_survey
             if i % 100 == 99:
                 keep()
     keep()
     if problems:
-        raise several(f"{len(problems)} tile(s) cannot be used; fetch them again, or remove both files of each:", problems)
-    resolutions = {one["resolution"] for one in found.values()}
+        raise several(f"{len(problems)} tile(s) cannot be used; fetch them again, or remove both files of each:",
+                      problems)
+    resolutions = {tile_survey["resolution"] for tile_survey in surveyed.values()}
     if len(resolutions) > 1:
         raise InputError(f"the tiles have different resolutions ({sorted(resolutions)} m): prepare them apart")
-    return [found[rgb.name] for _, rgb, _ in tiles], histograms
+    return [surveyed[rgb.name] for _, rgb, _ in tiles], histograms
 
 
 def percentiles(histograms):
@@ -150,27 +159,36 @@ def percentiles(histograms):
         raise InputError("no tile holds a valid SAR pixel")
     share = histograms.cumsum(1) / histograms.sum(1, keepdims=True)
     width = (HIGH_DB - LOW_DB) / BINS
-    return np.array([[LOW_DB + width * (np.searchsorted(band, level) + 0.5) for level in (0.01, 0.99)] for band in share])
+    bins = [[np.searchsorted(band, level) for level in (0.01, 0.99)] for band in share]
+    return LOW_DB + width * (np.array(bins) + 0.5)
 
 
 def rectangles(cells):
     """Cover grid cells with rectangles of them, the largest first, each cell once: a list of (x, y, width, height)."""
-    left, found = set(cells), []
+    left, cover = set(cells), []
     while left:
         best = (0, 0, 0, 0)
         for x, y in sorted(left):
             width, height = len(left), 1
             while (x, y + height - 1) in left:                        # one row more, as wide as all the rows so far
                 width = next(i for i in range(width + 1) if i == width or (x + i, y + height - 1) not in left)
-                best = max(best, (x, y, width, height), key=lambda one: one[2] * one[3])
+                best = max(best, (x, y, width, height), key=area)
                 height += 1
-        found.append(best)
+        cover.append(best)
         left -= {(best[0] + i, best[1] + j) for i in range(best[2]) for j in range(best[3])}
-    return found
+    return cover
+
+
+def area(rectangle):
+    _, _, width, height = rectangle
+    return width * height
 
 
 def cut_tile(job, out, limits):
-    """Write the crops of one tile. job: (RGB file, SAR file, [(folder, modality, name, row, column, height, width)])."""
+    """Write the crops of one tile.
+
+    job: (RGB file, SAR file, [(folder, modality, name, row, column, height, width)]).
+    """
     rgb_file, sar_file, crops = job
     with rasterio.open(rgb_file) as rgb, rasterio.open(sar_file) as sar:
         for folder, modality, name, row, column, height, width in crops:
@@ -186,17 +204,79 @@ def cut_tile(job, out, limits):
             write_png(out / folder / modality / f"{name}.png", np.ascontiguousarray(image))
 
 
+def views_of_cells(surveys, max_missing, strips):
+    """Which tiles show each cell of the grid, the one with most valid pixels first.
+
+    Returns {(x, y): [(missing, strip, tile's index, row, column)]}, one view of a strip, since its tiles may overlap;
+    of one strip alone where strips is `one`.
+    """
+    views = defaultdict(list)
+    for index, tile_survey in enumerate(surveys):
+        for x, y, row, column, missing in tile_survey["cells"]:
+            if missing <= max_missing:
+                views[x, y].append((missing, tile_survey["strip"], index, row, column))
+    for cell, cell_views in views.items():
+        best_of_strip = {view[1]: view for view in sorted(cell_views, reverse=True)}
+        ordered = sorted(best_of_strip.values())
+        views[cell] = ordered if strips == "all" else ordered[:1]
+    return views
+
+
+def split_cells(cells, test_places, block, seed):
+    """({"train": cells, "test": cells}, side of a block), by blocks; what is None is chosen here.
+
+    Raises InputError where the cells cannot be split so.
+    """
+    if test_places is None:
+        is_large = len(cells) >= 2 * AUTHORS_TEST_PLACES
+        test_places = AUTHORS_TEST_PLACES if is_large else max(1, round(SMALL_SHARE * len(cells)))
+    block = block or min(10, math.ceil(math.sqrt(test_places)))
+    train, test = split_by_blocks(list(cells), test_places, block, seed)
+    if min(len(train), len(test)) < 2 or len(test) < test_places:
+        raise InputError(f"{len(cells)} usable places cannot be split into {test_places} for testing and some for "
+                         "training with a gap between: give a smaller --crop, --test_places or --block, or a larger "
+                         "--max_missing")
+    return {"train": train, "test": test}, block
+
+
+def join_cells(cells, views, block_of):
+    """Training cells that one tile shows and that lie in one block, joined: pieces as large as these allow.
+
+    No piece reaches into the gap or into another block. Yields (name, tile's index, row, column, height, width), in
+    cells but for row and column, which are pixels.
+    """
+    joined = defaultdict(dict)
+    for x, y in cells:
+        _, _, index, row, column = views[x, y][0]
+        joined[block_of(x, y), index][x, y] = row, column
+    pieces = defaultdict(int)
+    for (name, index), corners in sorted(joined.items()):
+        for x, y, width, height in rectangles(corners):
+            row, column = corners[x, y + height - 1]                  # rows count from the north, y from the south
+            yield f"{name}__{pieces[name]}", index, row, column, height, width
+            pieces[name] += 1
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--crop", type=int, default=200, help="pixels")
-    parser.add_argument("--max_missing", type=float, default=0.05, help="share of a crop's pixels that may have no SAR or optical value")
-    parser.add_argument("--strips", choices=("one", "all"), default="one", help="of a place: the one with most valid pixels, or all as NAME__STRIP")
-    parser.add_argument("--orientation", choices=("north", "south", "both"), default="both", help="keep strips imaged from there only")
-    parser.add_argument("--test_places", type=int, help=f"default: {AUTHORS_TEST_PLACES}, the author's gallery; {SMALL_SHARE:.0%} of a small archive")
-    parser.add_argument("--block", type=int, help="cells along a side of the blocks that are split (default: 10, in a small archive as many as one block for testing needs)")
-    parser.add_argument("--keep_tiles", action="store_true", help="also write the training ground in pieces as large as tiles and blocks allow, to train_tiles/")
+    parser.add_argument("--max_missing", type=float, default=0.05,
+                        help="share of a crop's pixels that may have no SAR or optical value")
+    parser.add_argument("--strips", choices=("one", "all"), default="one",
+                        help="of a place: the one with most valid pixels, or all as NAME__STRIP")
+    parser.add_argument("--orientation", choices=("north", "south", "both"), default="both",
+                        help="keep strips imaged from there only")
+    parser.add_argument("--test_places", type=int,
+                        help=f"default: {AUTHORS_TEST_PLACES}, the author's gallery; "
+                             f"{100 * SMALL_SHARE:.0f}%% of a small archive")
+    parser.add_argument("--block", type=int,
+                        help="cells along a side of the blocks that are split (default: 10, in a small archive as many "
+                             "as one block for testing needs)")
+    parser.add_argument("--keep_tiles", action="store_true",
+                        help="also write the training ground in pieces as large as tiles and blocks allow, to "
+                             "train_tiles/")
     parser.add_argument("--seed", type=int, default=0, help="of the split")
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
@@ -209,27 +289,11 @@ def main():
     open_output(args.out, {**settings, "tiles": [rgb.name for _, rgb, _ in tiles]},
                 [f"{folder}/{modality}" for folder in folders for modality in ("opt", "sar")])
     surveys, histograms = survey(tiles, args.out, args.crop, args.workers)
-
-    # Which tiles show each place, the one with most valid pixels first.
-    views = defaultdict(list)
-    for index, one in enumerate(surveys):
-        for x, y, row, column, missing in one["cells"]:
-            if missing <= args.max_missing:
-                views[x, y].append((missing, one["strip"], index, row, column))
-    # One view of a strip: tiles of the same strip may overlap.
-    views = {cell: list({view[1]: view for view in sorted(found, reverse=True)}.values()) for cell, found in views.items()}
-    views = {cell: sorted(found)[:None if args.strips == "all" else 1] for cell, found in views.items()}
-
-    test_places = args.test_places
-    if test_places is None:
-        test_places = AUTHORS_TEST_PLACES if len(views) >= 2 * AUTHORS_TEST_PLACES else max(1, round(SMALL_SHARE * len(views)))
-    block = args.block or min(10, math.ceil(math.sqrt(test_places)))
-    splits = dict(zip(("train", "test"), split_by_blocks(list(views), test_places, block, args.seed)))
-    if min(map(len, splits.values())) < 2 or len(splits["test"]) < test_places:
-        raise InputError(f"{len(views)} usable places cannot be split into {test_places} for testing and some for training with a gap "
-                         "between: give a smaller --crop, --test_places or --block, or a larger --max_missing")
+    views = views_of_cells(surveys, args.max_missing, args.strips)
+    splits, block = split_cells(views, args.test_places, args.block, args.seed)
     limits = percentiles(histograms)
-    print("scaled from the 1st to the 99th percentile: " + ", ".join(f"{band} {low:.2f} to {high:.2f} dB" for band, (low, high) in zip(BANDS, limits)))
+    bands = [f"{band} {low:.2f} to {high:.2f} dB" for band, (low, high) in zip(BANDS, limits)]
+    print(f"scaled from the 1st to the 99th percentile: {', '.join(bands)}")
 
     def block_of(x, y):
         return f"x{x // block}_y{y // block}"
@@ -241,25 +305,20 @@ def main():
             for rank, (_, strip, index, row, column) in enumerate(views[x, y]):
                 if rank == 0:
                     jobs[index].append((split, "opt", name, row, column, args.crop, args.crop))
-                jobs[index].append((split, "sar", f"{name}__{strip}" if args.strips == "all" else name, row, column, args.crop, args.crop))
-            rows.append({"split": split, "id": name, "region": "Rotterdam", "tile": block_of(x, y), "x_m": (x + 0.5) * side,
-                         "y_m": (y + 0.5) * side, "size_m": side, "from": " ".join(("north", "south")[orientations[view[1]]] for view in views[x, y])})
+                sar_name = f"{name}__{strip}" if args.strips == "all" else name
+                jobs[index].append((split, "sar", sar_name, row, column, args.crop, args.crop))
+            seen_from = " ".join(("north", "south")[orientations[view[1]]] for view in views[x, y])
+            rows.append({"split": split, "id": name, "region": "Rotterdam", "tile": block_of(x, y),
+                         "x_m": (x + 0.5) * side, "y_m": (y + 0.5) * side, "size_m": side, "from": seen_from})
     if args.keep_tiles:
-        # Training cells that one tile shows and that lie in one block, joined: no piece reaches into the gap or into another block.
-        joined = defaultdict(dict)
-        for x, y in splits["train"]:
-            _, _, index, row, column = views[x, y][0]
-            joined[block_of(x, y), index][x, y] = row, column
-        pieces = defaultdict(int)
-        for (name, index), cells in sorted(joined.items()):
-            for x, y, width, height in rectangles(cells):
-                row, column = cells[x, y + height - 1]                # rows count from the north, y from the south
-                for modality in ("opt", "sar"):
-                    jobs[index].append(("train_tiles", modality, f"{name}__{pieces[name]}", row, column, height * args.crop, width * args.crop))
-                pieces[name] += 1
+        for name, index, row, column, height, width in join_cells(splits["train"], views, block_of):
+            for modality in ("opt", "sar"):
+                size = height * args.crop, width * args.crop
+                jobs[index].append(("train_tiles", modality, name, row, column, *size))
     with ProcessPoolExecutor(args.workers) as pool:
         work = [(tiles[index][1], tiles[index][2], crops) for index, crops in sorted(jobs.items())]
-        list(tqdm(pool.map(partial(cut_tile, out=args.out, limits=limits), work), total=len(work), desc="crops", disable=None))
+        done = pool.map(partial(cut_tile, out=args.out, limits=limits), work)
+        list(tqdm(done, total=len(work), desc="crops", disable=None))
     write_pairs_csv(args.out, ("split", "id", "region", "tile", "x_m", "y_m", "size_m", "from"), rows)
 
 

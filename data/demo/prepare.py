@@ -19,19 +19,21 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository's root, where shared/ is
 
-from shared.files import write_bytes, write_rows
+from shared.plumbing.files import write_bytes, write_rows
 
 SIZE, MARGIN = 200, 40                                  # px of a crop, and around it so that layover has a source
 GRASS, SOIL, WATER, ROAD, BUILDING, TANK, TREE = range(7)
 
-COLOUR = np.array([[98, 122, 68], [152, 128, 96], [38, 58, 78], [118, 116, 114], [150, 120, 105], [205, 205, 200], [48, 78, 42]], np.float32)
+COLOUR = np.array([[98, 122, 68], [152, 128, 96], [38, 58, 78], [118, 116, 114], [150, 120, 105], [205, 205, 200],
+                   [48, 78, 42]], np.float32)
 TEXTURE = np.array([9, 8, 3, 5, 6, 4, 14], np.float32)  # standard deviation of the brightness, 0 to 255
 # Back-scatter in dB, columns HH, VV, VH.
-BACKSCATTER = np.array([[-12, -11, -17], [-11, -9, -20], [-23, -20, -30], [-18, -17, -27], [-9, -10, -18], [-7, -8, -18], [-8, -9, -12]], np.float32)
+BACKSCATTER = np.array([[-12, -11, -17], [-11, -9, -20], [-23, -20, -30], [-18, -17, -27], [-9, -10, -18],
+                        [-7, -8, -18], [-8, -9, -12]], np.float32)
 DOUBLE_BOUNCE = np.array([8, 4, -6], np.float32)        # dB at the foot of a wall that faces the radar
 DB_RANGE = (-28.0, 4.0)                                 # mapped to 0 to 255
 LOOKS = 4
-RADAR_COT = 1.0                                         # cotangent of the incidence angle, 45 degrees, radar to the left
+RADAR_COT = 1.0                                         # cotangent of the incidence angle, 45 degrees, from the left
 SUN = (0.8, 0.6, 0.9)                                   # shadow direction (x, y) and tangent of the sun's elevation
 
 
@@ -64,11 +66,13 @@ def scene(rng):
         canvas = np.zeros((side, side), np.uint8)
         direction = np.deg2rad(angle + rng.choice([0, 90]) + rng.normal(0, 4))
         centre, along = rng.uniform(0, side, 2), 400 * np.array([np.cos(direction), np.sin(direction)])
-        cv2.line(canvas, np.int32(centre - along).tolist(), np.int32(centre + along).tolist(), 1, int(rng.integers(4, 9)))
+        ends = np.int32(centre - along).tolist(), np.int32(centre + along).tolist()
+        cv2.line(canvas, *ends, 1, int(rng.integers(4, 9)))
         paint(ROAD, colour_std=8)
     for _ in range(rng.integers(2, 26)):                 # buildings along the grid
         canvas = np.zeros((side, side), np.uint8)
-        cv2.fillConvexPoly(canvas, _rectangle(rng.uniform(0, side, 2), rng.uniform(9, 36, 2), angle + rng.normal(0, 3)), 1)
+        outline = _rectangle(rng.uniform(0, side, 2), rng.uniform(9, 36, 2), angle + rng.normal(0, 3))
+        cv2.fillConvexPoly(canvas, outline, 1)
         paint(BUILDING, rng.uniform(4, 18), colour_std=14)
     if rng.random() < 0.3:                               # a tank farm
         corner, radius = rng.uniform(40, side - 120, 2), int(rng.integers(6, 13))
@@ -93,7 +97,8 @@ def render_optical(classes, height, tint, rng):
     shadow = np.zeros(classes.shape, bool)
     for distance in range(1, 24):                        # a pixel is dark when something towards the sun is high enough
         shift = np.float32([[1, 0, dx * distance], [0, 1, dy * distance]])
-        shadow |= cv2.warpAffine(height, shift, height.shape[::-1], flags=cv2.INTER_NEAREST) - elevation * distance > height
+        towards_sun = cv2.warpAffine(height, shift, height.shape[::-1], flags=cv2.INTER_NEAREST)
+        shadow |= towards_sun - elevation * distance > height
     image *= 1 - 0.55 * cv2.GaussianBlur(shadow.astype(np.float32), (0, 0), 0.7)[..., None]
     image = cv2.GaussianBlur(image * rng.uniform(0.85, 1.15), (0, 0), 0.6)
     return _crop(image.clip(0, 255).astype(np.uint8))
@@ -118,10 +123,14 @@ def render_sar(classes, height, rng):
     # Layover: a point of height h has the range of the ground h cot(incidence) nearer to the radar.
     target = (rows + np.rint(columns - height * RADAR_COT).clip(0, side - 1).astype(np.int64)).ravel()
     wall_rows, wall_columns = np.nonzero(wall)
-    face = [(wall_rows * side + (wall_columns - k * RADAR_COT).clip(0, side - 1).astype(np.int64))[height[wall] > k] for k in range(18)]
+    face = []
+    for level in range(18):
+        laid_over = (wall_columns - level * RADAR_COT).clip(0, side - 1).astype(np.int64)
+        face.append((wall_rows * side + laid_over)[height[wall] > level])
+    face_points = np.bincount(np.concatenate(face), minlength=side * side)
     for channel in range(3):
         image[:, channel] = np.bincount(target, power[..., channel].ravel(), side * side)
-        image[:, channel] += np.bincount(np.concatenate(face), minlength=side * side) * 10 ** (BACKSCATTER[BUILDING, channel] / 10)
+        image[:, channel] += face_points * 10 ** (BACKSCATTER[BUILDING, channel] / 10)
     image = image.reshape(side, side, 3) + bounce + 10 ** (-3.0)                 # the noise floor, -30 dB
     image *= rng.gamma(LOOKS, 1 / LOOKS, image.shape)                            # speckle of a multi-look intensity
     low, high = DB_RANGE
@@ -134,7 +143,8 @@ def make_pair(place, seed, out):
     split, number = place
     rng = np.random.default_rng([seed, split == "test", number])
     classes, height, tint = scene(rng)
-    for modality, image in (("opt", render_optical(classes, height, tint, rng)), ("sar", render_sar(classes, height, rng))):
+    images = {"opt": render_optical(classes, height, tint, rng), "sar": render_sar(classes, height, rng)}
+    for modality, image in images.items():
         file = out / split / modality / f"{number:04d}.png"
         write_bytes(file, cv2.imencode(".png", image[..., ::-1])[1].tobytes())
 
@@ -154,7 +164,8 @@ def main():
         made = pool.map(partial(make_pair, seed=args.seed, out=args.out), places, chunksize=8)
         list(tqdm(made, total=len(places), desc="demo pairs", disable=None))
     # Written last: where it is, the set is whole.
-    write_rows(args.out / "pairs.csv", ("split", "id"), [{"split": split, "id": f"{number:04d}"} for split, number in places])
+    rows = [{"split": split, "id": f"{number:04d}"} for split, number in places]
+    write_rows(args.out / "pairs.csv", ("split", "id"), rows)
     print(f"{len(places)} pairs in {args.out}")
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.errors import InputError
-from shared.files import write_text
+from shared.plumbing.errors import InputError
+from shared.plumbing.files import write_text
 
 STORES = ("auto", "memory", "disk")
 
@@ -26,9 +26,9 @@ def fits_in_memory(size):
 def keep_images(images, img_size, store, file, decode):
     """The decoded images, (N, S, S, 3) uint8.
 
-    images: what is decoded (Paths or TensorRows). store: auto, memory or disk. file: of the memory map, if there is one.
-    decode: fills an array of that shape and returns whether all went well. A memory map is made once, and again when one
-    of the images has changed (their names, sizes and times are kept beside it).
+    images: what is decoded (Paths or TensorRows). store: auto, memory or disk. file: of the memory map, if there is
+    one. decode: fills an array of that shape and returns whether all went well. A memory map is made once, and again
+    when one of the images has changed (their names, sizes and times are kept beside it).
     Raises InputError where the memory map cannot be written.
     """
     shape = (len(images), img_size, img_size, 3)
@@ -43,10 +43,12 @@ def keep_images(images, img_size, store, file, decode):
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             if shutil.disk_usage(file.parent).free < size:            # a full disk would end a memory map with a signal
-                raise InputError(f"{file}: {size / 1e9:.1f} GB of decoded images do not fit on the disk: free some, or --store memory")
+                raise InputError(f"{file}: {size / 1e9:.1f} GB of decoded images do not fit on the disk: "
+                                 "free some, or --store memory")
             array = np.memmap(beside, np.uint8, "w+", shape=shape)
         except OSError as error:
-            raise InputError(f"{file} cannot be written ({error.strerror}): give a --data_path that can be written to, or --store memory")
+            raise InputError(f"{file} cannot be written ({error.strerror}): "
+                             "give a --data_path that can be written to, or --store memory")
         whole = decode(array)
         array.flush()
         if not whole:

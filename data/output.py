@@ -3,8 +3,8 @@ import json
 
 import cv2
 
-from shared.errors import InputError
-from shared.files import write_bytes, write_rows, write_text
+from shared.plumbing.errors import InputError
+from shared.plumbing.files import write_bytes, write_rows, write_text
 
 
 def open_output(out, settings, folders):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from shared.errors import InputError
+from shared.plumbing.errors import InputError
 
 
 def write_bytes(file, content):
@@ -67,4 +67,5 @@ def load_tensors(path, what):
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{what}: {path} cannot be read as tensors ({reason}); it is damaged or holds more than tensors")
+        raise InputError(f"{what}: {path} cannot be read as tensors ({reason}); "
+                         "it is damaged or holds more than tensors")

@@ -4,7 +4,7 @@ import os
 
 import torch
 
-from shared.errors import InputError
+from shared.plumbing.errors import InputError
 
 AMPS = ("auto", "bf16", "fp16", "off")
 

@@ -1,0 +1,1 @@
+"""Files, devices, processes, errors, memory: never needed to understand a method."""
