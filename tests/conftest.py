@@ -1,6 +1,7 @@
 import multiprocessing
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -41,6 +42,18 @@ def real():
     return REAL / "S1S2align200"
 
 
+def copy_checkout(folder):
+    """Copy the repository there, without what git ignores: data, results, environments."""
+    ignored = shutil.ignore_patterns(".git", ".venv", "results", "__pycache__", ".pytest_cache", ".ruff_cache")
+
+    def ignore(path, names):
+        is_data_set = Path(path).parent == ROOT / "data"
+        made = {name for name in names if name not in ("prepare.py", "README.md")} if is_data_set else set()
+        return made | ignored(path, names)
+
+    return Path(shutil.copytree(ROOT, folder, ignore=ignore))
+
+
 def script(*arguments, cwd=ROOT):
     """Run a Python script of the repository as a program; its exit status and output come back as subprocess.run gives them.
 
@@ -65,5 +78,5 @@ def _run_as_program(command, cwd, environment, out, err):
     sys.argv = command
     # The tests' ways to shared/ and to the methods; a script has to find its own.
     own = {"", str(ROOT), str(ROOT / "tests"), *(str(folder) for folder in METHODS)}
-    sys.path[:] = [str(Path(command[0]).resolve().parent), *(folder for folder in sys.path if folder not in own)]
+    sys.path[:] = [str((Path(cwd) / command[0]).resolve().parent), *(folder for folder in sys.path if folder not in own)]
     runpy.run_path(command[0], run_name="__main__")

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from conftest import SMALL, script
 from shared.evaluate import expected_ranks
-from tools.analyze import (betweenness, cmc, edge_density, matched_scores, modality_gap, names_of, rank_correlation,
-                           roc_area)
+from tools.analyze import (betweenness, cmc, correlation_text, edge_density, matched_scores, modality_gap, names_of,
+                           rank_correlation, roc_area)
 
 
 def test_matched_and_non_matched_scores():
@@ -59,6 +59,13 @@ def test_ranks_and_cmc():
     assert cmc(ranks, 3).tolist() == pytest.approx([200 / 3, 200 / 3, 100])
 
 
+def test_a_rank_correlation_is_not_defined_where_all_are_right(recwarn):
+    density = np.array([0.3, 0.1, 0.2])
+    assert rank_correlation(density, np.ones(3)) is None and correlation_text(None) == "not defined, all are alike"
+    assert rank_correlation(density, np.array([3.0, 1.0, 2.0])) == pytest.approx(1)
+    assert correlation_text(-0.256) == "-0.26" and len(recwarn) == 0
+
+
 def test_runs_of_one_row_are_told_apart_by_their_seeds(tmp_path):
     runs = [tmp_path / "triplet/seed0", tmp_path / "triplet/seed1", tmp_path / "adv/seed0", tmp_path / "mine"]
     assert names_of(runs) == ["triplet, seed0", "triplet, seed1", "adv", "mine"]
@@ -75,7 +82,7 @@ def test_two_runs_side_by_side(demo, tmp_path):
     assert {file.name for file in (runs[0] / "analysis").iterdir()} - names == {"figures.json", "tsne_runs.png", "tsne_runs.pdf", "cmc.png", "cmc.pdf"}
     figures = json.loads((runs[0] / "analysis/figures.json").read_text())
     assert figures["top1"] == pytest.approx(json.loads((runs[0] / "metrics.json").read_text())["FC"]["top1"])
-    assert 0 <= figures["roc_area"] <= 1 and np.isfinite(figures["rank_edge_density_correlation"])
+    assert 0 <= figures["roc_area"] <= 1 and -1 <= figures["rank_edge_density_correlation"] <= 1
 
 
 def test_a_folder_without_a_run_is_named_first(tmp_path):

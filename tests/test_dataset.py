@@ -200,6 +200,35 @@ def test_what_leave_out_csv_names_is_left_out(tmp_path):
     assert "leave_out.csv leaves out 3" in describe(train, test)
 
 
+@pytest.mark.parametrize("content, words", [
+    ("split,id,x_m,y_m\ntrain,p00,east,2\n".encode(), "x_m of p00 is 'east'; give metres"),
+    ("split,id,x_m,y_m\ntest,p00,1,nan\n".encode(), "y_m of p00 is 'nan'; give metres"),
+    ("split,id,size_m\ntest,p01,wide\n".encode(), "size_m of p01 is 'wide'"),
+    ("split,id,tile\ntrain,p00,Zürich\n".encode("latin-1"), "cannot be read as CSV in UTF-8"),
+    (b"name\np00\n", "must name the columns split and id"),
+])
+def test_a_bad_pairs_csv_is_one_sentence(tmp_path, content, words):
+    data = make_data(tmp_path / "d")
+    (data / "pairs.csv").write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        load_splits(data, ("train", "test"), 8, 1)
+    assert words in str(caught.value) and "pairs.csv" in str(caught.value)
+
+
+def test_a_leave_out_csv_that_is_not_utf8(tmp_path):
+    data = make_data(tmp_path / "d")
+    (data / "leave_out.csv").write_bytes("split,id,reason\ntrain,p00,für später\n".encode("latin-1"))
+    with pytest.raises(InputError, match="leave_out.csv cannot be read as CSV in UTF-8"):
+        load_splits(data, ("train",), 8, 1)
+
+
+def test_positions_keep_their_centimetres(tmp_path):
+    data = make_data(tmp_path / "d")
+    (data / "pairs.csv").write_text("split,id,x_m,y_m\ntest,p01,-13233943.61,4047140.81\n")
+    test, = load_splits(data, ("test",), 8, 1)
+    assert test.positions[1].tolist() == [-13233943.61, 4047140.81] and test.positions[0].isnan().all()
+
+
 def test_real_pairs_are_read(real):
     test, = load_splits(real, ("test",), 96, 2)
     assert len(test) == len(test.sar) == 524 and test.opt.shape == (524, 96, 96, 3)

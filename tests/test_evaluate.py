@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from shared import evaluate
-from shared.evaluate import answer_distances, first_answers, format_metrics, retrieval_metrics
+from shared.evaluate import (answer_distances, expected_ranks_of_scores, first_answers, format_metrics, rerank,
+                             retrieval_metrics)
 
 TOPS = (1, 5, 10, 20)
 
@@ -59,6 +60,36 @@ def test_metrics_equal_a_loop_on_a_larger_set_and_across_chunks(monkeypatch):
     monkeypatch.setattr(evaluate, "QUERIES_AT_ONCE", 7)
     monkeypatch.setattr(evaluate, "GALLERY_AT_ONCE", 11)
     assert retrieval_metrics(query, gallery, query_ids, gallery_ids) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_metrics_of_any_scores_equal_a_loop(monkeypatch, seed):
+    generator = torch.Generator().manual_seed(seed)
+    gallery_ids = torch.cat([torch.arange(4), torch.randint(6, (3,), generator=generator)])
+    query_ids = torch.randint(4, (6,), generator=generator)
+    scores = 1e6 * torch.randint([2, 3, 50][seed % 3], (6, 7), generator=generator).float()
+    expected = metrics_by_loop(scores, query_ids, gallery_ids)
+    for queries, places in ((1024, 8192), (4, 3)):
+        monkeypatch.setattr(evaluate, "QUERIES_AT_ONCE", queries)
+        monkeypatch.setattr(evaluate, "GALLERY_AT_ONCE", places)
+        ours = expected_ranks_of_scores(scores, query_ids, gallery_ids).metrics()
+        assert ours == pytest.approx(expected, abs=1e-6)
+
+
+def test_scores_that_do_not_fit_are_an_error():
+    scores, ids = torch.rand(5, 4), torch.arange(4)
+    with pytest.raises(ValueError, match="one place for each"):
+        expected_ranks_of_scores(scores, ids, ids)
+    with pytest.raises(ValueError, match="1 of 4 queries have a score that is NaN"):
+        bad = torch.rand(4, 4)
+        bad[2, 1] = math.nan
+        expected_ranks_of_scores(bad, ids, ids)
+
+
+def test_a_reranked_list_comes_first_and_the_others_keep_their_order():
+    scores = torch.tensor([[0.1, 0.9, 0.5, 0.7, 0.3], [5.0, 4.0, 3.0, 2.0, 1.0]])
+    ranked = rerank(scores, torch.tensor([[3, 1], [4, 0]])).argsort(1, descending=True)
+    assert ranked.tolist() == [[3, 1, 2, 4, 0], [4, 0, 1, 2, 3]]
 
 
 @pytest.mark.parametrize("vector", [torch.ones(512), torch.zeros(512), F.normalize(torch.randn(512, generator=torch.Generator().manual_seed(5)), dim=0)])

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torchvision
 
-from shared.plumbing.errors import InputError
 from shared.model import PseudoSiamese, initialize
+from shared.plumbing.errors import InputError
+from shared.plumbing.files import write_tensors
 
 
 @pytest.mark.parametrize("specify_num", range(6))
@@ -87,6 +88,67 @@ def test_init_from_a_state_dict_fills_both_copies(tmp_path):
     assert torch.equal(model.sar_stages[0][0].weight, resnet.conv1.weight)
     assert torch.equal(model.opt_stages[1][1].conv2.weight, resnet.layer1[1].conv2.weight)
     assert torch.equal(model.shared_stages[-1][0].downsample[0].weight, resnet.layer4[0].downsample[0].weight)
+
+
+@pytest.mark.parametrize("arch, specify_num", [("resnet18", 0), ("resnet18", 2), ("resnet34", 5), ("resnet50", 1)])
+def test_maps_are_those_of_the_five_stages(arch, specify_num):
+    torch.manual_seed(0)
+    model = PseudoSiamese(arch, specify_num, layer4_stride=2).eval()
+    opt, sar = torch.rand(2, 3, 64, 64), torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        pool5, fc, maps = model(opt, sar, with_maps=True)
+        expected, x = [], {"opt": (opt - model.mean) / model.std, "sar": (sar - model.mean) / model.std}
+        for number in range(5):
+            x = {modality: model.stages_of(modality)[number](images) for modality, images in x.items()}
+            expected.append(torch.cat([x["opt"], x["sar"]]))
+        alone = model(opt, sar)
+    assert [m.shape[2] for m in maps] == [16, 16, 8, 4, 2] and all(len(m) == 3 for m in maps)
+    for ours, theirs in zip(maps, expected, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-4 * max(1, theirs.abs().max()))
+    assert torch.allclose(pool5, torch.nn.functional.normalize(maps[-1].amax((2, 3))), atol=1e-6)
+    assert torch.equal(alone[0], pool5) and torch.equal(alone[1], fc)
+
+
+def finished(folder, **settings):
+    """A finished run with random weights; returns its model."""
+    model = PseudoSiamese("resnet18", **settings)
+    for buffer in model.buffers():
+        if buffer.ndim == 1:
+            buffer.uniform_(0.5, 1.5)                     # the statistics of BatchNorm, which belong to the backbone
+    for sar, opt in zip(model.sar_stages.parameters(), model.opt_stages.parameters()):
+        sar.data.add_(0.1 + 0 * opt.data)                 # the two copies have learned apart
+    folder.mkdir()
+    write_tensors(folder / "weights.pt", {**model.settings, "img_size": 32, "model": model.state_dict()})
+    return model
+
+
+@pytest.mark.parametrize("theirs, ours", [(0, 0), (0, 2), (2, 2), (2, 4), (1, 5)])
+def test_init_from_a_run_takes_exactly_its_backbone(tmp_path, theirs, ours):
+    source = finished(tmp_path / "run", specify_num=theirs, pooling="grid")
+    model = PseudoSiamese("resnet18", ours, pooling="avg")
+    embedding = {name: value.clone() for name, value in model.embedding.state_dict().items()}
+    initialize(model, str(tmp_path / "run"))
+    for modality in ("opt", "sar"):
+        for stage, other in zip(model.stages_of(modality), source.stages_of(modality), strict=True):
+            state, expected = stage.state_dict(), other.state_dict()
+            assert all(torch.equal(state[name], expected[name]) for name in expected)
+    assert all(torch.equal(embedding[name], value) for name, value in model.embedding.state_dict().items())
+
+
+def test_init_from_a_run_says_what_is_wrong(tmp_path):
+    finished(tmp_path / "run", specify_num=2)
+    with pytest.raises(InputError, match="give --specify_num 2 or more"):
+        initialize(PseudoSiamese("resnet18", 1), tmp_path / "run")
+    with pytest.raises(InputError, match="give --arch resnet18"):
+        initialize(PseudoSiamese("resnet34", 2), tmp_path / "run")
+    (tmp_path / "begun").mkdir()
+    with pytest.raises(InputError, match="--init .*begun holds no run"):
+        initialize(PseudoSiamese("resnet18"), tmp_path / "begun")
+    (tmp_path / "begun/args.json").write_text("{}")
+    with pytest.raises(InputError, match="an unfinished run: the command that began it goes on"):
+        initialize(PseudoSiamese("resnet18"), tmp_path / "begun")
+    with pytest.raises(InputError, match="neither a state dict .* nor the folder of a run"):
+        initialize(PseudoSiamese("resnet18"), tmp_path / "run/weights.pt")
 
 
 def test_init_says_what_is_wrong(tmp_path, monkeypatch):

@@ -5,12 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, script
+from conftest import copy_checkout, script
 from shared.plumbing.errors import InputError
-from tools.results import AUTHOR, divide, markdown, read_tables, tabulate
+from tools.results import AUTHOR, divide, markdown, read_tables, tabulate, write_table
 
 
 def run_sh(checkout, **environment):
@@ -21,9 +22,7 @@ def run_sh(checkout, **environment):
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
     """A copy of the repository without data, results or environment."""
-    folder = tmp_path_factory.mktemp("checkout") / "repository"
-    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git", ".venv", "results", "train", "test", "__pycache__", ".pytest_cache"))
-    return folder
+    return copy_checkout(tmp_path_factory.mktemp("checkout") / "repository")
 
 
 def test_a_copied_folder_and_one_line_make_a_new_row(checkout, demo):
@@ -107,6 +106,21 @@ def test_rows_of_another_table_stand_there_alone(tmp_path):
     assert "newer" not in (tmp_path / "table.md").read_text() and "nobodys" in (tmp_path / "table.md").read_text()
     with open(tmp_path / "match.csv") as file:
         assert [row["row"] for row in csv.DictReader(file)] == ["newer", "newer", "new", "new"]
+
+
+def test_each_metrics_json_is_read_once(tmp_path, monkeypatch):
+    for seed in range(3):
+        finished(tmp_path, "triplet", seed, 20.0)
+    opened, read_text = [], Path.read_text
+
+    def watched(file, *args, **named):
+        opened.append(file.name)
+        return read_text(file, *args, **named)
+
+    monkeypatch.setattr(Path, "read_text", watched)
+    for table, runs in read_tables(tmp_path, {}).items():
+        write_table(tmp_path, table, runs)
+    assert opened.count("metrics.json") == 3
 
 
 def test_the_authors_figures_stand_beside_ours_only_on_the_authors_data(tmp_path):

@@ -57,6 +57,19 @@ def test_the_critic_does_not_move_the_model_but_its_loss_does(demo, baseline, tm
     assert not same(weights(baseline), weights(tmp_path / "some"))
 
 
+def test_a_critic_of_no_weight_is_not_trained(demo, tmp_path):
+    """With --lambda_adv 0 it ends as it began, and costs nothing; with a weight it learns."""
+    program = "import sys; sys.path[:0] = [{0!r}, {0!r} + '/code_Adv']; import critics; critics.critic_step = print"
+    program = program.format(str(ROOT)) + "; import runpy; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-c", program, "code_Adv/train.py", "--data_path", str(demo), *SMALL, "--epochs", "1"]
+    off = subprocess.run([*command, "--result_path", str(tmp_path / "off"), "--lambda_adv", "0"], cwd=ROOT,
+                         capture_output=True, text=True)
+    assert off.returncode == 0 and "WassersteinCritic" not in off.stdout, off.stderr
+    assert (tmp_path / "off/epochs.csv").read_text().startswith("epoch,lr,triplet,seconds,")
+    on = subprocess.run([*command, "--result_path", str(tmp_path / "on")], cwd=ROOT, capture_output=True, text=True)
+    assert on.returncode != 0 and "WassersteinCritic" in on.stdout, "the step that is watched is the one that is taken"
+
+
 def test_a_modal_loss_is_recorded_and_moves_the_model_by_its_weight(demo, baseline, tmp_path):
     off = ["--modal_loss", "mmd", "--lambda_adv", "0", "--lambda_modal"]
     train("code_Adv", demo, tmp_path / "none", *off, "0")
@@ -106,6 +119,20 @@ def test_a_finished_run_is_not_trained_again_nor_mixed_with_another(demo, baseli
     other = script("code/train.py", "--data_path", demo, "--result_path", baseline, *SMALL, "--margin", "0.7")
     assert other.returncode == 2 and "margin 0.5 there, 0.7 here" in other.stderr and "--fresh" in other.stderr
     assert (baseline / "weights.pt").stat().st_mtime_ns == before
+
+
+def test_a_flag_that_a_run_did_not_know_had_its_default(demo, baseline, tmp_path):
+    """args.json from before a flag existed: the same command is the same run."""
+    out = shutil.copytree(baseline, tmp_path / "run")
+    theirs = json.loads((out / "args.json").read_text())
+    for name in ("margin", "symmetries", "pooling", "init"):
+        del theirs[name]
+    (out / "args.json").write_text(json.dumps(theirs))
+    other = script("code/train.py", "--data_path", demo, "--result_path", out, *SMALL, "--margin", "0.7")
+    assert other.returncode == 2 and "margin 0.5 there, 0.7 here" in other.stderr
+    assert "init imagenet there, none here" in other.stderr and "pooling" not in other.stderr
+    (out / "args.json").write_text(json.dumps({**theirs, "init": "none"}))
+    assert "is finished" in train("code", demo, out).stdout
 
 
 def test_validation_never_reads_the_test_split(demo, tmp_path):

@@ -1,4 +1,5 @@
 """Windows of whole training tiles: aligned, at the crops' scale, never overlapping in a batch, at all eight symmetries."""
+import argparse
 import json
 
 import numpy as np
@@ -7,7 +8,8 @@ import torch
 from PIL import Image
 
 from conftest import SMALL, script
-from shared.dataset import draw_batches
+from shared import dataset, layouts
+from shared.dataset import draw_batches, load_data
 from shared.plumbing.errors import InputError
 from shared.windows import Windows, apply_symmetry, load_windows
 from test_dataset import load_splits, make_data
@@ -111,6 +113,29 @@ def test_bad_tiles_are_all_named(tmp_path):
         load_windows(data, pairs, 10, 2, 2)
     for words in ("3 problem(s)", "opt/a.png: cannot be decoded", "sar/b.png: not the size of", "sar/c.png: there is no such tile"):
         assert words in str(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize("store", ["memory", "disk", "disk again"])
+def test_the_training_split_is_listed_once(tmp_path, monkeypatch, store):
+    data = with_tiles(tmp_path / "d")
+    args = argparse.Namespace(data_path=str(data), img_size=10, workers=2, store=store.split()[0], validate=0.0,
+                              windows=True, symmetries=False, batch_size=4)
+    if store == "disk again":
+        load_data(args)                                   # the memory map is there: nothing is decoded any more
+    listed = []
+
+    def list_split(root, split, problems):
+        listed.append(split)
+        return layouts.list_split(root, split, problems)
+
+    monkeypatch.setattr(dataset, "list_split", list_split)
+    windows, _ = load_data(args)
+    assert listed == ["train", "test"] and windows.opt.shape == (2, 50, 50, 3), "at the scale of the crops"
+
+
+def test_the_numbers_of_windows_are_those_of_the_epoch():
+    batches = draw_batches(windows_of(3, 90, 120, 20, places=40), 8, 0, 3, 0, "cpu", torch.Generator())
+    assert torch.cat([places for opt, sar, places in batches]).tolist() == list(range(40))
 
 
 def test_a_script_trains_on_windows(tmp_path, real):

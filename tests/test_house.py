@@ -1,0 +1,162 @@
+"""How the house is kept: what ruff does not see."""
+import functools
+
+import pytest
+import torch
+from torchvision import models
+from torchvision.models.resnet import BasicBlock, ResNet
+
+from conftest import METHODS, ROOT, SMALL, script
+from shared import layouts, options
+from shared.dataset import load_splits
+from shared.layouts import Layout, find_data, layout_of
+from shared.model import BACKBONES, Backbone, PseudoSiamese, initialize
+from test_dataset import make_data
+from tools.bench import load_script
+
+SCRIPTS = sorted(str(file.relative_to(ROOT)) for file in
+                 [*ROOT.glob("code*/t*.py"), *ROOT.glob("tools/*.py"), *ROOT.glob("data/*/prepare.py")]
+                 if "__main__" in file.read_text())
+
+
+def test_modules_of_methods_have_names_of_their_own():
+    """A script's folder is first on the path, and the tests import the modules of all methods in one process."""
+    names = [file.stem for folder in METHODS for file in folder.glob("*.py") if file.stem not in ("train", "test")]
+    others = ("shared", "shared/plumbing", "tools", "data")
+    shared = [file.stem for folder in others for file in (ROOT / folder).glob("*.py")]
+    assert len(names) >= 5 and len(set(names)) == len(names) and not set(names) & set(shared)
+
+
+def test_methods_do_not_know_each_other_and_shared_knows_none():
+    methods = {folder.name for folder in METHODS}
+    own = {folder.name: {file.stem for file in folder.glob("*.py")} - {"train", "test"} for folder in METHODS}
+    for file in [*ROOT.glob("shared/**/*.py"), *(file for folder in METHODS for file in folder.glob("*.py"))]:
+        text = file.read_text()
+        for method in methods - {file.parent.name}:
+            for module in own[method]:
+                assert f"from {module} import" not in text and f"import {module}\n" not in text, (file, module)
+
+
+def test_no_line_of_a_shell_script_is_over_120():
+    files = [*ROOT.glob("*.sh"), *ROOT.glob("*/*.sh"), *ROOT.glob("shared/plumbing/*.sh"), ROOT / ".ci/run"]
+    assert len(files) >= 4
+    assert [f"{file}:{i}" for file in files for i, line in enumerate(file.read_text().splitlines(), 1)
+            if len(line) > 120] == []
+
+
+@pytest.mark.parametrize("file", SCRIPTS)
+def test_every_script_says_what_it_takes(file):
+    if file == "data/SN6align200/prepare.py":
+        pytest.importorskip("rasterio", reason="requirements-data.txt is not installed")
+    done = script(file, "--help")
+    assert done.returncode == 0 and "usage: " in done.stdout, done.stderr
+
+
+def test_a_backbone_is_added_in_one_place(monkeypatch, tmp_path):
+    small = functools.partial(ResNet, BasicBlock, [1, 1, 1, 1])
+
+    def resnet10(weights=None):
+        return small()
+
+    monkeypatch.setitem(BACKBONES, "resnet10", Backbone(resnet10, models.ResNet18_Weights.IMAGENET1K_V1))
+    args = options.training("").parse_args(["--data_path", "x", "--arch", "resnet10"])
+    model = PseudoSiamese(args.arch, specify_num=2).eval()
+    assert len(model.stages_of("sar")) == 5 and model(torch.rand(1, 3, 64, 64))[1].shape == (1, 512)
+    torch.save(resnet10().state_dict(), tmp_path / "weights.pth")
+    initialize(model, tmp_path / "weights.pth")
+
+
+def test_a_layout_is_added_in_one_place(monkeypatch, tmp_path):
+    data = make_data(tmp_path / "inside/a")
+    (tmp_path / "inside/marked").write_text("")
+    monkeypatch.setenv("HOME", str(tmp_path / "inside"))
+    monkeypatch.chdir(tmp_path)
+
+    def read(root, split, problems):
+        return layouts.read_folders(root / "a", split, problems)
+
+    def is_there(root):
+        return (root / "marked").is_file()
+
+    assert layout_of(tmp_path / "inside") is None
+    monkeypatch.setattr(layouts, "LAYOUTS", (Layout(is_there, read), *layouts.LAYOUTS))
+    assert find_data(tmp_path / "inside") == tmp_path / "inside" and layout_of(tmp_path / "inside").read is read
+    marked, = load_splits(tmp_path / "inside", ("train",), 16, 1)
+    plain, = load_splits(data, ("train",), 16, 1)
+    assert torch.equal(marked.opt, plain.opt)
+
+
+# Flags -------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("flags, words", [
+    (["--lr", "-1"], "-1 is not a number from 0"),
+    (["--lr", "nan"], "nan is not a number from 0"),
+    (["--lr_head", "inf"], "inf is not a number from 0"),
+    (["--margin", "-0.1"], "-0.1 is not a number from 0"),
+    (["--seed", "-1"], "-1 is below 0"),
+    (["--epochs", "many"], "invalid positive value: 'many'"),
+    (["--validate", "1"], "1 is not between 0 and 1"),
+])
+def test_numbers_that_make_no_sense_are_refused(capsys, flags, words):
+    with pytest.raises(SystemExit) as caught:
+        options.training("").parse_args(["--data_path", "x", *flags])
+    assert caught.value.code == 2 and words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("folder, flags, words", [
+    ("code_Adv", ["--lambda_adv", "-1"], "--lambda_adv: -1 is not a number from 0"),
+    ("code_Adv", ["--lambda_modal", "nan"], "--lambda_modal: nan is not a number from 0"),
+    ("code_Adv", ["--lr_critic", "0"], "--lr_critic: 0 is not above 0"),
+    ("code_Con", ["--temperature", "-1"], "--temperature: -1 is not above 0"),
+    ("code_Con", ["--label_smoothing", "1.5"], "--label_smoothing: 1.5 is not between 0 and 1"),
+])
+def test_a_methods_own_numbers_too(folder, flags, words):
+    done = script(f"{folder}/train.py", "--data_path", "x", *flags)
+    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
+
+
+def arguments_of(folder, monkeypatch, *flags):
+    """What a train.py reads of a command line."""
+    monkeypatch.setattr("sys.argv", [f"{folder}/train.py", "--data_path", "x", *flags])
+    return load_script(ROOT / folder / "train.py").arguments()
+
+
+CPU = {"arch": "resnet18", "img_size": 96, "init": "none", "schedule": "cosine"}
+SGD = {**CPU, "optim": "sgd", "batch_size": 48, "epochs": 20, "layer4_stride": 1, "specify_num": 0}
+
+
+@pytest.mark.parametrize("folder, flags, expected", [
+    ("code", [], {**SGD, "lr": 0.1, "lr_head": 0.1}),
+    ("code", ["--lr", "0.3", "--epochs", "7"], {**SGD, "lr": 0.3, "lr_head": 0.1, "epochs": 7}),
+    ("code_Aux", [], {**SGD, "lr": 0.017, "lr_head": 0.017, "channel_exchange": True, "filter": None}),
+    ("code_Aux", ["--filter", "lee"], {**SGD, "lr": 0.017, "channel_exchange": False, "filter": "lee"}),
+    ("code_Adv", [], {**SGD, "lr": 0.1, "lr_head": 0.1, "lambda_adv": 0.001}),
+    ("code_Adv", ["--channel_exchange"], {**SGD, "lr": 0.017, "lr_head": 0.017, "lambda_adv": 0.001}),
+    ("code_Adv", ["--guided_filter", "--lr", "0.1"], {**SGD, "lr": 0.1, "lr_head": 0.017, "filter": "guided"}),
+    ("code_Con", [], {**CPU, "optim": "adamw", "lr": 2e-3, "lr_head": 2e-3, "batch_size": 64, "layer4_stride": 2,
+                      "specify_num": 1, "epochs": 48, "pooling": "grid", "loss": "triplet"}),
+])
+def test_the_cpu_recipe_is_the_one_that_run_sh_had(monkeypatch, folder, flags, expected):
+    """Values as they stood in run.sh before they had a name; a flag that is given wins."""
+    args = vars(arguments_of(folder, monkeypatch, "--recipe", "cpu", *flags))
+    assert {name: args[name] for name in expected} == expected
+
+
+def test_without_a_recipe_it_is_the_authors(monkeypatch):
+    args = arguments_of("code_Adv", monkeypatch)
+    assert (args.arch, args.img_size, args.init, args.lr, args.lr_head) == ("resnet50", 200, "imagenet", 0.0025, 0.025)
+    assert (args.batch_size, args.epochs, args.schedule, args.lambda_adv) == (24, 60, "step", 0.01)
+    assert args.defaults["lr"] == 0.0025 and args.defaults["margin"] == 0.5
+
+
+def test_help_shows_what_the_recipe_sets(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        arguments_of("code_Adv", monkeypatch, "--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--arch resnet18 --img_size 96 --init none --schedule cosine --lr 0.1 --lr_head 0.1" in text
+    assert "--lambda_adv 0.001" in text and "--lr 0.017 --lr_head 0.017" in text
+
+
+def test_a_test_takes_no_flag_of_training():
+    done = script("code/test.py", "--run", "x", *SMALL)
+    assert done.returncode == 2 and "unrecognized arguments: --arch" in done.stderr
