@@ -12,7 +12,8 @@ def open_output(out, settings, folders):
     file = out / "prepared.json"
     settings = json.loads(json.dumps(settings))
     if file.is_file() and json.loads(file.read_text()) != settings:
-        raise InputError(f"{out} holds what was prepared from another source or with other arguments: give another folder, or remove it")
+        raise InputError(f"{out} holds what was prepared from another source or with other arguments: "
+                         "give another folder, or remove it")
     for folder in folders:
         (out / folder).mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps(settings))

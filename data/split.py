@@ -42,4 +42,7 @@ def split_by_tiles(regions, share, seed=0):
     for region in remainder[:max(0, missing)]:
         count[region] += 1
     rng = np.random.default_rng(seed)
-    return {tile for region, tiles in sorted(by_region.items()) for tile in rng.permutation(tiles)[:count[region]].tolist()}
+    chosen = set()
+    for region, tiles in sorted(by_region.items()):
+        chosen.update(rng.permutation(tiles)[:count[region]].tolist())
+    return chosen

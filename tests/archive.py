@@ -9,9 +9,14 @@ ORIGIN = (592000.0, 5750000.0)                          # left, top
 
 
 def world(height, width, seed=0):
-    """RGB (3, H, W) uint8 and SAR in dB (4, H, W) float32 of the whole area; SAR is a function of RGB, so that pairs can be recognised."""
+    """RGB (3, H, W) uint8 and SAR in dB (4, H, W) float32 of the whole area.
+
+    SAR is a function of RGB, so that pairs can be recognised.
+    """
     rgb = np.random.default_rng(seed).integers(1, 256, (3, height, width), np.uint8)
-    return rgb, np.stack([rgb[0], rgb[0] * 0, rgb[2], rgb[1]]).astype(np.float32) / 10 - 20 + np.array([0, 99, 0, 0], np.float32)[:, None, None]
+    bands = np.stack([rgb[0], rgb[0] * 0, rgb[2], rgb[1]]).astype(np.float32) / 10 - 20
+    bands[1] += 99                                      # HV, which nobody asks for
+    return rgb, bands
 
 
 def write_archive(folder, tile, across, down, strips, seed=0, nan_border=0):
@@ -25,7 +30,9 @@ def write_archive(folder, tile, across, down, strips, seed=0, nan_border=0):
     root = Path(folder)
     for name in ("PS-RGB", "SAR-Intensity", "SummaryData"):
         (root / name).mkdir(parents=True, exist_ok=True)
-    (root / "SummaryData/SAR_orientations.txt").write_text("".join(f"{strip} {i % 2}\n" for i, strip in enumerate(STRIPS)))
+    (root / "SummaryData/SAR_orientations.txt").write_text(
+        "".join(f"{strip} {i % 2}\n" for i, strip in enumerate(STRIPS))
+    )
     number = 0
     for i in range(strips):
         for row in range(down):
@@ -36,8 +43,13 @@ def write_archive(folder, tile, across, down, strips, seed=0, nan_border=0):
                 border = nan_border * (i + 1) - column * tile
                 if border > 0:
                     pixels[:, :, :border] = np.nan
-                profile = dict(driver="GTiff", height=tile, width=tile, crs="EPSG:32631",
-                               transform=from_origin(ORIGIN[0] + left * METRES, ORIGIN[1] - top * METRES, METRES, METRES))
+                profile = dict(
+                    driver="GTiff",
+                    height=tile,
+                    width=tile,
+                    crs="EPSG:32631",
+                    transform=from_origin(ORIGIN[0] + left * METRES, ORIGIN[1] - top * METRES, METRES, METRES),
+                )
                 for kind, data in (("PS-RGB", rgb[window]), ("SAR-Intensity", pixels)):
                     file = root / kind / f"SN6_Train_AOI_11_Rotterdam_{kind}_{STRIPS[i]}_tile_{number}.tif"
                     with rasterio.open(file, "w", count=len(data), dtype=data.dtype, **profile) as out:

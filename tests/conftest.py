@@ -22,8 +22,17 @@ sys.path.extend(str(folder) for folder in METHODS)
 REAL = ROOT.parent / "shared/data"
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["torch", "torchvision", "cv2"])
-SMALL = ["--arch", "resnet18", "--img_size", "32", "--init", "none", "--schedule", "cosine", "--lr", "0.05", "--lr_head", "0.05",
-         "--batch_size", "8", "--epochs", "2"]
+SMALL = ("--arch resnet18 --img_size 32 --init none --schedule cosine --lr 0.05 --lr_head 0.05 "
+         "--batch_size 8 --epochs 2").split()
+
+
+# What takes longest begins first, so that no core waits for the other at the end.
+LONGEST = ("test_run_sh.py", "test_run_sh_demo.py", "test_new_method.py", "test_resume.py", "test_contrastive.py",
+           "test_distributed.py", "test_scripts.py", "test_check_data.py", "test_report.py", "test_prepare.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")
@@ -54,14 +63,21 @@ def copy_checkout(folder):
     return Path(shutil.copytree(ROOT, folder, ignore=ignore))
 
 
+def run_sh(checkout, **environment):
+    """Run a checkout's run.sh with this Python; environment: its settings."""
+    return subprocess.run(["bash", checkout / "run.sh"], capture_output=True, text=True,
+                          env={**os.environ, "PYTHON": sys.executable, **environment})
+
+
 def script(*arguments, cwd=ROOT):
-    """Run a Python script of the repository as a program; its exit status and output come back as subprocess.run gives them.
+    """Run a Python script of the repository as a program; what comes back is what subprocess.run gives.
 
     A process that has imported torch already is forked for it: importing takes longer than most of the scripts do here.
     """
     command = [str(argument) for argument in arguments]
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        process = FORKS.Process(target=_run_as_program, args=(command, str(cwd), dict(os.environ), DupFd(out.fileno()), DupFd(err.fileno())))
+        outputs = DupFd(out.fileno()), DupFd(err.fileno())
+        process = FORKS.Process(target=_run_as_program, args=(command, str(cwd), dict(os.environ), *outputs))
         process.start()
         process.join()
         out.seek(0)
@@ -78,5 +94,8 @@ def _run_as_program(command, cwd, environment, out, err):
     sys.argv = command
     # The tests' ways to shared/ and to the methods; a script has to find its own.
     own = {"", str(ROOT), str(ROOT / "tests"), *(str(folder) for folder in METHODS)}
-    sys.path[:] = [str((Path(cwd) / command[0]).resolve().parent), *(folder for folder in sys.path if folder not in own)]
+    sys.path[:] = [
+        str((Path(cwd) / command[0]).resolve().parent),
+        *(folder for folder in sys.path if folder not in own),
+    ]
     runpy.run_path(command[0], run_name="__main__")

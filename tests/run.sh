@@ -5,4 +5,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source shared/plumbing/setup.sh requirements.txt \
   requirements-data.txt requirements-search.txt requirements-losses.txt requirements-report.txt
 "$PYTHON" -m ruff check .
-exec "$PYTHON" -m pytest tests -n auto --dist loadfile "$@"
+exec "$PYTHON" -m pytest tests -n auto --dist loadfile --no-loadscope-reorder "$@"

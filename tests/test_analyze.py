@@ -20,8 +20,15 @@ def test_matched_and_non_matched_scores():
     assert torch.allclose(unmatched, torch.tensor([0.6, 0, 0, 0, 0, 0, 1, 0]))
 
 
-@pytest.mark.parametrize("matched, unmatched, area", [([3.0, 4.0], [1.0, 2.0], 1.0), ([1.0, 2.0], [3.0, 4.0], 0.0), ([1.0], [1.0, 1.0], 0.5),
-                                                      ([2.0, 5.0], [1.0, 3.0, 5.0], (1 + 2.5) / 6)])
+@pytest.mark.parametrize(
+    "matched, unmatched, area",
+    [
+        ([3.0, 4.0], [1.0, 2.0], 1.0),
+        ([1.0, 2.0], [3.0, 4.0], 0.0),
+        ([1.0], [1.0, 1.0], 0.5),
+        ([2.0, 5.0], [1.0, 3.0, 5.0], (1 + 2.5) / 6),
+    ],
+)
 def test_roc_area_is_the_share_of_pairs_in_order(matched, unmatched, area):
     assert roc_area(torch.tensor(matched), torch.tensor(unmatched)) == pytest.approx(area)
 
@@ -48,7 +55,9 @@ def test_between_is_closer_to_each_than_these_are_to_each_other():
 def test_edge_density_is_the_slope_of_a_ramp_and_zero_of_a_plain():
     ramp = torch.arange(32, dtype=torch.uint8).mul(4).view(1, 1, 32, 1).expand(1, 32, 32, 3)
     density = edge_density(torch.cat([ramp, torch.full_like(ramp, 90), ramp.transpose(1, 2)]))
-    assert density[1] == 0 and density[0] == pytest.approx(density[2]) and density[0] == pytest.approx(4 * 30 / 32), "the border has no slope"
+    assert density[1] == 0 and density[0] == pytest.approx(density[2]) and density[0] == pytest.approx(4 * 30 / 32), (
+        "the border has no slope"
+    )
 
 
 def test_ranks_and_cmc():
@@ -77,9 +86,15 @@ def test_two_runs_side_by_side(demo, tmp_path):
         assert script(f"{folder}/train.py", "--data_path", demo, "--result_path", run, *SMALL).returncode == 0
     done = script("tools/analyze.py", "--run", runs[0], "--run", runs[1], "--sample", "10")
     assert done.returncode == 0, done.stderr
-    names = {f"{name}.{suffix}" for name in ("tsne", "matched", "pseudo_modal", "retrieval", "training", "failures") for suffix in ("png", "pdf")}
+    names = {
+        f"{name}.{suffix}"
+        for name in ("tsne", "matched", "pseudo_modal", "retrieval", "training", "failures")
+        for suffix in ("png", "pdf")
+    }
     assert {file.name for file in (runs[1] / "analysis").iterdir()} == names | {"figures.json"}
-    assert {file.name for file in (runs[0] / "analysis").iterdir()} - names == {"figures.json", "tsne_runs.png", "tsne_runs.pdf", "cmc.png", "cmc.pdf"}
+    assert {file.name for file in (runs[0] / "analysis").iterdir()} - names == {
+        "figures.json", "tsne_runs.png", "tsne_runs.pdf", "cmc.png", "cmc.pdf",
+    }
     figures = json.loads((runs[0] / "analysis/figures.json").read_text())
     assert figures["top1"] == pytest.approx(json.loads((runs[0] / "metrics.json").read_text())["FC"]["top1"])
     assert 0 <= figures["roc_area"] <= 1 and -1 <= figures["rank_edge_density_correlation"] <= 1

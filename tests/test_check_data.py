@@ -42,7 +42,10 @@ def copy_place(data, source, split, name, change):
             before, result = result
             before.save(data / "train" / modality / f"{source}.png")
         suffix = "jpg" if change is recompress else "png"
-        result.save(data / split / modality / f"{name}.{suffix}", **({"quality": 80, "subsampling": 0} if suffix == "jpg" else {}))
+        result.save(
+            data / split / modality / f"{name}.{suffix}",
+            **({"quality": 80, "subsampling": 0} if suffix == "jpg" else {}),
+        )
 
 
 def identical(image):
@@ -64,12 +67,18 @@ def brighten(image):
 def test_clean_pairs_are_clean(data, tmp_path):
     done = check(data, tmp_path / "out")
     assert done.returncode == 0, done.stdout
-    for title in ("folders or files amiss", "missing partners", "unreadable files", "pairs of different size", "opt: the same image twice",
-                  "opt: the same image in train and test", "sar: the same image twice", "sar: the same image in train and test"):
+    for title in (
+        "folders or files amiss", "missing partners", "unreadable files", "pairs of different size",
+        "opt: the same image twice", "opt: the same image in train and test", "sar: the same image twice",
+        "sar: the same image in train and test",
+    ):
         assert section(done.stdout, title) == [], title
     # Layover and sun shadow move edges in the demo scenes, too: a tall building may be listed, no more.
     assert len(section(done.stdout, "pairs that fit better elsewhere")) <= 1
-    assert "train: 24 places, 0 of them without" in done.stdout and "opt: 24 images, 200 to 200 px, channels [3]" in done.stdout
+    assert (
+        "train: 24 places, 0 of them without" in done.stdout
+        and "opt: 24 images, 200 to 200 px, channels [3]" in done.stdout
+    )
     assert "no test place was found in training" in done.stdout
     assert (tmp_path / "out/report.txt").read_text().strip() == done.stdout.strip()
     assert Image.open(tmp_path / "out/contact.png").width > 1000
@@ -77,10 +86,14 @@ def test_clean_pairs_are_clean(data, tmp_path):
 
 def test_the_values_are_the_images(data, tmp_path):
     done = check(data, tmp_path / "out")
-    pixels = np.stack([np.array(Image.open(f)) for f in sorted((data / "train/opt").iterdir())]).reshape(-1, 3).astype(float)
+    pixels = (
+        np.stack([np.array(Image.open(f)) for f in sorted((data / "train/opt").iterdir())]).reshape(-1, 3).astype(float)
+    )
     line = next(line for line in done.stdout.splitlines() if "opt: 24 images" in line)
     assert f"values {pixels.min():.0f} to {pixels.max():.0f}" in line
-    assert f"mean {np.round(pixels.mean(0), 1).tolist()}, standard deviation {np.round(pixels.std(0), 1).tolist()}" in line
+    assert (
+        f"mean {np.round(pixels.mean(0), 1).tolist()}, standard deviation {np.round(pixels.std(0), 1).tolist()}" in line
+    )
 
 
 @pytest.mark.parametrize("change", [identical, shift, recompress, brighten])
@@ -105,7 +118,8 @@ def test_leaving_out_mends_the_data_without_touching_images(data, tmp_path):
     assert check(data, tmp_path / "out", "--leave_out").returncode == 1
     assert {f: f.read_bytes() for f in data.rglob("*.png")} == before
     again = check(data, tmp_path / "out")
-    assert again.returncode == 0 and section(again.stdout, "unreadable files") == [] == section(again.stdout, "missing partners")
+    assert again.returncode == 0
+    assert section(again.stdout, "unreadable files") == [] and section(again.stdout, "missing partners") == []
     train, test = load_splits(data, ("train", "test"), 16, 2)
     assert {"0001", "0002", "0007", "copy_a"} & set(train.names) == set() and len(train) == 21
     assert "copy_b" in test.names, "the test split stays as it is"
@@ -119,24 +133,34 @@ def test_files_amiss_are_all_named(data, tmp_path):
     (data / "test/sar/0006.png").unlink()
     Image.open(data / "test/sar/0007.png").resize((180, 180)).save(data / "test/sar/0007.png")
     done = check(data, tmp_path / "out")
-    assert [line.split(":")[0].split("/")[-3:] for line in section(done.stdout, "unreadable files")] == [["train", "sar", "0001.png"], ["test", "opt", "0002.png"]]
+    assert [line.split(":")[0].split("/")[-3:] for line in section(done.stdout, "unreadable files")] == [
+        ["train", "sar", "0001.png"],
+        ["test", "opt", "0002.png"],
+    ]
     partners = section(done.stdout, "missing partners")
-    assert len(partners) == 2 and "sar/0004.png: there is no optical" in partners[1] and "opt/0005.png: there is no SAR" in partners[0]
+    assert (
+        len(partners) == 2
+        and "sar/0004.png: there is no optical" in partners[1]
+        and "opt/0005.png: there is no SAR" in partners[0]
+    )
     assert section(done.stdout, "pairs of different size") == ["test 0007: 180 px, its optical image 200"]
     assert "test: 12 places, 1 of them without a SAR image (distractors)" in done.stdout
 
 
 def test_overlapping_crops_are_found_by_position(data, tmp_path):
     rows = [f"train,{i:04d},{400 * i},0" for i in range(24)] + [f"test,{i:04d},{400 * i},5000" for i in range(12)]
-    rows[1] = "train,0001,100,50"                                    # over train 0000: half of it, three quarters high
-    rows[24] = "test,0000,5000,-150"                                 # over train 0012 (4800) and 0013 (5200): a corner touches neither
+    rows[1] = "train,0001,100,50"  # over train 0000: half of it, three quarters high
+    rows[24] = "test,0000,5000,-150"  # over train 0012 (4800) and 0013 (5200): a corner touches neither
     (data / "pairs.csv").write_text("split,id,x_m,y_m\n" + "\n".join(rows) + "\n")
     assert "overlapping crops: not known" in check(data, tmp_path / "out").stdout
     done = check(data, tmp_path / "out", "--size_m", "200")
     assert section(done.stdout, "crops that overlap within a split") == ["train 0000 and train 0001: 38%"]
     assert section(done.stdout, "crops that overlap between train and test") == [] and done.returncode == 0
     wider = check(data, tmp_path / "out", "--size_m", "300")
-    assert section(wider.stdout, "crops that overlap between train and test") == ["train 0012 and test 0000: 17%", "train 0013 and test 0000: 17%"]
+    assert section(wider.stdout, "crops that overlap between train and test") == [
+        "train 0012 and test 0000: 17%",
+        "train 0013 and test 0000: 17%",
+    ]
     assert wider.returncode == 1
 
 
@@ -160,8 +184,11 @@ def test_the_real_pairs(real, tmp_path):
     """With what leave_out.csv leaves out, nothing repeats and no test place is in training."""
     done = check(real, tmp_path / "out")
     assert done.returncode == 0
-    for title in ("unreadable files", "missing partners", "opt: the same image twice within a split", "opt: the same image in train and test",
-                  "sar: the same image in train and test", "crops that overlap within a split", "crops that overlap between train and test"):
+    for title in (
+        "unreadable files", "missing partners", "opt: the same image twice within a split",
+        "opt: the same image in train and test", "sar: the same image in train and test",
+        "crops that overlap within a split", "crops that overlap between train and test",
+    ):
         assert section(done.stdout, title) == [], title
     assert "train: 1200 places" in done.stdout and "test: 524 places" in done.stdout
     assert "median best shift +1 across, +0 down" in done.stdout
@@ -190,7 +217,9 @@ def test_what_is_wrong_with_the_real_pairs_is_found(real, tmp_path):
 def test_a_folder_without_images_is_an_error_not_a_clean_bill(tmp_path):
     (tmp_path / "empty").mkdir()
     done = check(tmp_path / "empty", tmp_path / "out")
-    assert done.returncode == 2 and "holds no image that can be read" in done.stderr and "no test place" not in done.stdout
+    assert (
+        done.returncode == 2 and "holds no image that can be read" in done.stderr and "no test place" not in done.stdout
+    )
     for modality in ("opt", "sar"):
         (tmp_path / "half/train" / modality).mkdir(parents=True)
         Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / "half/train" / modality / "a.png")

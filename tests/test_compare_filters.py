@@ -1,4 +1,4 @@
-"""The filters of the comparison and the figures that compare them, against cases worked by hand; the command on the demo pairs."""
+"""The filters of the comparison and the figures that compare them, against cases worked by hand; and the command."""
 import csv
 import json
 
@@ -10,8 +10,10 @@ import torch
 from conftest import SMALL, script
 from shared.plumbing.errors import InputError
 from shared.filters import FILTERS, anisotropic_diffusion, gaussian_filter, guided_filter, lee_filter
-from tools.compare_filters import (correlation, edge_preservation, edges_left, flattest, gradient_correlation, grey, looks,
-                                   similarity, trained_retrieval)
+from tools.compare_filters import (
+    correlation, edge_preservation, edges_left, flattest, gradient_correlation, grey, looks, similarity,
+    trained_retrieval,
+)
 
 
 @pytest.fixture
@@ -59,7 +61,9 @@ def test_anisotropic_diffusion_by_loop_and_at_edges(images):
                         expected[:, i, j] += 0.15 * difference * np.exp(-(difference ** 2).mean() / 0.3 ** 2)
     ours = anisotropic_diffusion(images[:1, :, :7, :6], steps=2, kappa=0.3)
     assert np.abs(ours[0].numpy() - expected).max() < 1e-5
-    assert torch.allclose(anisotropic_diffusion(images).mean((2, 3)), images.mean((2, 3)), atol=1e-5), "what flows out flows in"
+    assert torch.allclose(anisotropic_diffusion(images).mean((2, 3)), images.mean((2, 3)), atol=1e-5), (
+        "what flows out flows in"
+    )
     step = torch.zeros(1, 3, 8, 8)
     step[..., 4:] = 1
     assert torch.allclose(anisotropic_diffusion(step), step, atol=1e-6), "an edge far above kappa stays"
@@ -97,8 +101,14 @@ def test_correlations(images):
     assert correlation(np.array([1.0, 2, 3]), np.array([3.0, 2, 1])) == pytest.approx(-1)
     assert correlation(np.array([1.0, 2, 3]), np.ones(3)) == 0
     assert gradient_correlation(a, 255 - a) == pytest.approx(1), "edges do not care for the sign"
-    assert edge_preservation(a, a) == pytest.approx(1) and edge_preservation(a, 0.5 * a + 10) == pytest.approx(1, abs=1e-5)
-    assert edges_left(a, a) == pytest.approx(1) and edges_left(a, 0.5 * a + 10) == pytest.approx(0.5, abs=1e-5) and edges_left(a, np.ones_like(a)) == 0
+    assert edge_preservation(a, a) == pytest.approx(1) and edge_preservation(a, 0.5 * a + 10) == pytest.approx(
+        1, abs=1e-5
+    )
+    assert (
+        edges_left(a, a) == pytest.approx(1)
+        and edges_left(a, 0.5 * a + 10) == pytest.approx(0.5, abs=1e-5)
+        and edges_left(a, np.ones_like(a)) == 0
+    )
     assert edge_preservation(a, cv2.blur(a[0], (5, 5))[None]) < 0.5
 
 
@@ -115,7 +125,10 @@ def test_looks_of_planted_speckle_where_the_optical_image_is_flat():
 
 def test_the_command_with_a_run(demo, tmp_path):
     assert script("code/train.py", "--data_path", demo, "--result_path", tmp_path / "run", *SMALL).returncode == 0
-    done = script("tools/compare_filters.py", "--data_path", demo, "--run", tmp_path / "run", "--sample", "4", "--img_size", "64", "--out", tmp_path / "out")
+    done = script(
+        "tools/compare_filters.py", "--data_path", demo, "--run", tmp_path / "run", "--sample", "4",
+        "--img_size", "64", "--out", tmp_path / "out",
+    )
     assert done.returncode == 0, done.stderr
     with open(tmp_path / "out/filters.csv") as file:
         rows = {row["filter"]: row for row in csv.DictReader(file)}
@@ -130,14 +143,29 @@ def test_the_command_with_a_run(demo, tmp_path):
 def finished(folder, filter_name, top1, evaluated_on="test"):
     folder.mkdir()
     (folder / "args.json").write_text(json.dumps({"filter": filter_name}))
-    (folder / "metrics.json").write_text(json.dumps({"FC": {"top1": top1, "mAP": top1 + 10}, "evaluated_on": evaluated_on}))
+    (folder / "metrics.json").write_text(
+        json.dumps({"FC": {"top1": top1, "mAP": top1 + 10}, "evaluated_on": evaluated_on})
+    )
     return folder
 
 
 def test_runs_trained_with_a_filter_stand_beside_it(demo, tmp_path):
-    runs = [finished(tmp_path / "a", "lee", 40.0), finished(tmp_path / "b", "lee", 50.0), finished(tmp_path / "c", "gaussian", 30.0)]
-    assert trained_retrieval(runs) == {"lee": {"trained_top1": 45, "trained_mAP": 55, "trained_runs": 2}, "gaussian": {"trained_top1": 30, "trained_mAP": 40, "trained_runs": 1}}
-    done = script("tools/compare_filters.py", "--data_path", demo, "--sample", "2", "--img_size", "64", "--out", tmp_path / "out", "--trained", runs[0], "--trained", runs[1])
+    runs = [
+        finished(tmp_path / "a", "lee", 40.0),
+        finished(tmp_path / "b", "lee", 50.0),
+        finished(tmp_path / "c", "gaussian", 30.0),
+    ]
+    assert trained_retrieval(runs) == {
+        "lee": {"trained_top1": 45, "trained_mAP": 55, "trained_runs": 2},
+        "gaussian": {"trained_top1": 30, "trained_mAP": 40, "trained_runs": 1},
+    }
+    done = script(
+        "tools/compare_filters.py", "--data_path", demo, "--sample", "2", "--img_size", "64", "--out",
+        tmp_path / "out", "--trained",
+        runs[0],
+        "--trained",
+        runs[1],
+    )
     assert done.returncode == 0, done.stderr
     table = (tmp_path / "out/filters.md").read_text()
     lee, = (line for line in table.splitlines() if line.startswith("| lee "))
@@ -146,7 +174,10 @@ def test_runs_trained_with_a_filter_stand_beside_it(demo, tmp_path):
 
 
 def test_a_run_without_a_filter_cannot_stand_there(tmp_path):
-    for folder, words in ((finished(tmp_path / "a", None, 1.0), "trained without --filter"), (finished(tmp_path / "b", "lee", 1.0, "validation"), "held-out training tiles"),
-                          (tmp_path / "c", "holds no finished run")):
+    for folder, words in (
+        (finished(tmp_path / "a", None, 1.0), "trained without --filter"),
+        (finished(tmp_path / "b", "lee", 1.0, "validation"), "held-out training tiles"),
+        (tmp_path / "c", "holds no finished run"),
+    ):
         with pytest.raises(InputError, match=words):
             trained_retrieval([folder])

@@ -3,6 +3,7 @@ import copy
 import math
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -53,7 +54,8 @@ def test_infonce_learns_its_temperature_and_keeps_it_above_a_hundredth():
     loss = InfoNCE(0.07)
     loss(fc).backward()
     step = 1e-3
-    slope = (infonce_by_loop(fc, 0.07 * math.exp(-step), 0.0) - infonce_by_loop(fc, 0.07 * math.exp(step), 0.0)) / (2 * step)
+    colder, warmer = (infonce_by_loop(fc, 0.07 * math.exp(sign * step), 0.0) for sign in (-1, 1))
+    slope = (colder - warmer) / (2 * step)
     assert loss.log_scale.grad.item() == pytest.approx(slope.item(), rel=1e-2)
     assert InfoNCE(0.001).temperature().item() == pytest.approx(0.01)
 
@@ -61,7 +63,8 @@ def test_infonce_learns_its_temperature_and_keeps_it_above_a_hundredth():
 def test_infonce_of_collapsed_embeddings_is_the_logarithm_of_the_batch():
     fc = F.normalize(torch.ones(16, 6))
     assert InfoNCE()(fc).item() == pytest.approx(math.log(8))
-    assert collapsed_value(InfoNCE(), 8) == pytest.approx(math.log(8)) and collapsed_value(build_contrastive("triplet", margin=0.7), 8) == pytest.approx(1.4)
+    assert collapsed_value(InfoNCE(), 8) == pytest.approx(math.log(8))
+    assert collapsed_value(build_contrastive("triplet", margin=0.7), 8) == pytest.approx(1.4)
     with pytest.raises(ValueError, match="at least 2 places"):
         InfoNCE()(fc[:2])
 
@@ -73,26 +76,35 @@ def multi_similarity_by_loop(fc, alpha=2, beta=50, base=0.5):
         scores = anchors @ others.T
         for i in range(places):
             wrong = sum(torch.exp(beta * (scores[i, j] - base)) for j in range(places) if j != i)
-            total = total + (torch.log(1 + torch.exp(-alpha * (scores[i, i] - base))) / alpha + torch.log(1 + wrong) / beta) / places / 2
+            right = torch.exp(-alpha * (scores[i, i] - base))
+            total = total + (torch.log(1 + right) / alpha + torch.log(1 + wrong) / beta) / places / 2
     return total
 
 
 def angular_by_loop(fc, degrees=40):
-    """Wang et al., "Deep Metric Learning with Angular Loss", ICCV 2017, equation 8, all negatives of a pair across the modalities."""
+    """Wang et al., "Deep Metric Learning with Angular Loss", ICCV 2017, equation 8, all negatives of a pair across."""
     places, total, squared = len(fc) // 2, 0, math.tan(math.radians(degrees)) ** 2
     for anchors, others in ((fc[:places], fc[places:]), (fc[places:], fc[:places])):
         for i in range(places):
             both = anchors[i] + others[i]
-            terms = [4 * squared * (both * others[j]).sum() - 2 * (1 + squared) * (anchors[i] * others[i]).sum() for j in range(places) if j != i]
+            terms = [
+                4 * squared * (both * others[j]).sum() - 2 * (1 + squared) * (anchors[i] * others[i]).sum()
+                for j in range(places)
+                if j != i
+            ]
             total = total + torch.log(1 + sum(term.exp() for term in terms)) / places / 2
     return total
 
 
-@pytest.mark.parametrize("name, by_loop", [("multi-similarity", multi_similarity_by_loop), ("angular", angular_by_loop)])
+@pytest.mark.parametrize(
+    "name, by_loop", [("multi-similarity", multi_similarity_by_loop), ("angular", angular_by_loop)]
+)
 def test_the_librarys_losses_are_called_across_the_modalities(name, by_loop):
-    pytest.importorskip("pytorch_metric_learning", reason="pytorch-metric-learning is not installed (requirements-losses.txt)")
+    pytest.importorskip(
+        "pytorch_metric_learning", reason="pytorch-metric-learning is not installed (requirements-losses.txt)"
+    )
     torch.manual_seed(0)
-    raw = torch.randn(14, 6).requires_grad_()                         # the library normalises once more: compare the gradients before it
+    raw = torch.randn(14, 6).requires_grad_()  # the library normalises once more: compare the gradients before it
     value, expected = build_contrastive(name)(F.normalize(raw)), by_loop(F.normalize(raw))
     assert value.item() == pytest.approx(expected.item(), rel=1e-4)
     assert torch.allclose(torch.autograd.grad(value, raw)[0], torch.autograd.grad(expected, raw)[0], atol=1e-4)
@@ -101,7 +113,9 @@ def test_the_librarys_losses_are_called_across_the_modalities(name, by_loop):
 @pytest.mark.parametrize("apart", [0, 4])
 def test_distance_weighted_triplets_pull_the_modalities_together(apart):
     """Also where they lie so far apart that every negative is beyond the sampling's cutoff, and no triplet is found."""
-    pytest.importorskip("pytorch_metric_learning", reason="pytorch-metric-learning is not installed (requirements-losses.txt)")
+    pytest.importorskip(
+        "pytorch_metric_learning", reason="pytorch-metric-learning is not installed (requirements-losses.txt)"
+    )
     torch.manual_seed(0)
     fc = torch.randn(32, 6)
     fc[:, 0] += torch.tensor([apart, -apart]).repeat_interleave(16)
@@ -137,7 +151,9 @@ def test_the_grid_knows_where_things_are_and_the_average_does_not():
     torch.manual_seed(0)
     maps = torch.randn(2, 4, 6, 6)
     grid, average = PseudoSiamese("resnet18", pooling="grid"), PseudoSiamese("resnet18", pooling="avg")
-    expected = torch.stack([maps[:, :, 2 * i:2 * i + 2, 2 * j:2 * j + 2].mean((2, 3)) for i in range(3) for j in range(3)], 2)
+    expected = torch.stack(
+        [maps[:, :, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean((2, 3)) for i in range(3) for j in range(3)], 2
+    )
     assert torch.allclose(grid.pool(maps), torch.cat([expected.flatten(1), maps.amax((2, 3))], 1), atol=1e-6)
     assert torch.allclose(average.pool(maps), average.pool(maps.flip(3)), atol=1e-6)
     assert not torch.allclose(grid.pool(maps), grid.pool(maps.flip(3)), atol=1e-2)
@@ -172,7 +188,7 @@ class Lookup(torch.nn.Module):
 
 
 def numbered(places):
-    """Places 0 .. places - 1: optical pixels hold the number, SAR pixels 100 + the number, SAR rows in reversed order."""
+    """Places 0 .. places - 1: optical pixels hold the number, SAR pixels 100 + the number, SAR rows reversed."""
     numbers = torch.arange(places, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 4, 4, 3)
     names = [f"p{i}" for i in range(places)]
     return Pairs(names, numbers, names[::-1], numbers.flip(0) + 100, torch.arange(places).flip(0), names)
@@ -196,7 +212,8 @@ def test_hard_negatives_really_are_the_nearest():
 def test_no_place_comes_twice_and_the_nearest_stand_together():
     pairs = numbered(40)
     negatives = HardNegatives(pairs, 3)
-    negatives.nearest = torch.stack([(torch.arange(3) + 1 + place // 4 * 4 + (place % 4)) % 4 + place // 4 * 4 for place in range(40)])   # cliques of four
+    cliques = [[place // 4 * 4 + (place + i) % 4 for i in (1, 2, 3)] for place in range(40)]      # of four
+    negatives.nearest = torch.tensor(cliques)
     for seed in range(5):
         order = negatives.order(torch.Generator().manual_seed(seed))
         assert sorted(order.tolist()) == list(range(40))
@@ -206,7 +223,9 @@ def test_no_place_comes_twice_and_the_nearest_stand_together():
     assert len(seen.unique()) == 40
     for opt, sar, places in batches:
         assert torch.equal((opt[:, 0, 0, 0] * 255).round().long(), places)
-        assert len((opt[:, 0, 0, 0] * 255).round().div(4, rounding_mode="floor").unique()) == 2, "two cliques in a batch of eight"
+        assert len((opt[:, 0, 0, 0] * 255).round().div(4, rounding_mode="floor").unique()) == 2, (
+            "two cliques in a batch of eight"
+        )
         assert torch.allclose(sar, opt + 100 / 255, atol=1e-6)
 
 
@@ -226,7 +245,8 @@ def test_hard_negatives_among_windows_are_an_error(demo, tmp_path):
 @pytest.mark.parametrize("chunk", [1, 3, 4, 8])
 def test_the_cached_gradient_is_the_uncached_one(chunk):
     torch.manual_seed(0)
-    model, loss = PseudoSiamese("resnet18", specify_num=1).eval(), InfoNCE()      # eval: BatchNorm's statistics do not depend on the chunk
+    loss = InfoNCE()
+    model = PseudoSiamese("resnet18", specify_num=1).eval()           # else BatchNorm's statistics are the chunk's
     opt, sar = torch.rand(8, 3, 32, 32), torch.rand(8, 3, 32, 32)
     gradients = []
     for network in (model, copy.deepcopy(model)):
@@ -268,7 +288,7 @@ def test_the_score_of_views(tta):
     torch.manual_seed(0)
     model = PseudoSiamese("resnet18").eval()
     images = (torch.rand(2, 3, 16, 16, 3) * 255).to(torch.uint8)
-    autocast = lambda: torch.autocast("cpu", enabled=False)
+    autocast = partial(torch.autocast, "cpu", enabled=False)
     query, gallery = (embed(model, x, m, CPU, autocast, tta=tta)["FC"] for x, m in zip(images, ("sar", "opt")))
     views = VIEWS[tta].views
     assert torch.equal(views[0](torch.ones(1, 3, 4, 4)), torch.ones(1, 3, 4, 4))
@@ -296,11 +316,16 @@ def test_views_are_different_images():
 # The scripts -----------------------------------------------------------------------------------------------------
 
 def test_contrastive_training_and_its_row_at_test_time(demo, tmp_path):
-    flags = ["--data_path", demo, "--result_path", tmp_path / "run", *SMALL, "--lr", "1e-3", "--lr_head", "1e-3", "--symmetries"]
+    flags = [
+        "--data_path", demo, "--result_path", tmp_path / "run", *SMALL, "--lr", "1e-3", "--lr_head", "1e-3",
+        "--symmetries",
+    ]
     done = script("code_Con/train.py", *flags, "--hard_negatives", "3", "--chunk", "4", "--epochs", "5")
     assert done.returncode == 0, done.stderr
     assert "contrastive" in (tmp_path / "run/epochs.csv").read_text().splitlines()[0]
-    tested = script("code_Con/test.py", "--run", tmp_path / "run", "--tta", "symmetries", "--result_path", tmp_path / "row/seed0")
+    tested = script(
+        "code_Con/test.py", "--run", tmp_path / "run", "--tta", "symmetries", "--result_path", tmp_path / "row/seed0"
+    )
     assert tested.returncode == 0, tested.stderr
     assert {file.name for file in (tmp_path / "row/seed0").iterdir()} == {"args.json", "metrics.json", "retrieval.json"}
     again = script("code_Con/test.py", "--run", tmp_path / "run", "--result_path", tmp_path / "row/seed0")
@@ -313,9 +338,11 @@ def test_a_stopped_run_goes_on_with_the_same_hard_negatives(demo, tmp_path):
                 "--lr", "1e-3", "--lr_head", "1e-3", "--loss", "infonce", "--hard_negatives", "3", "--epochs", "6"]
 
     assert script(*command(tmp_path / "whole")).returncode == 0
-    process = subprocess.Popen([sys.executable, *command(tmp_path / "run")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, *command(tmp_path / "run")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     for line in process.stdout:
-        if line.startswith("epoch 5:"):                               # the look at the embeddings was before it, the sixth epoch needs it
+        if line.startswith("epoch 5:"):  # the look at the embeddings was before it, the sixth epoch needs it
             process.terminate()
             break
     process.communicate()

@@ -87,9 +87,14 @@ def test_every_bad_file_is_named_at_once(tmp_path):
         load_splits(data, ("train", "test"), 20, 2)
     text = str(caught.value)
     assert "8 problem(s)" in text
-    for words in ("train/opt/p00.png: there is no SAR image of this place", "test/sar/p99.png: there is no optical image of this place", "train/opt/p01.png: cannot be decoded",
-                  "train/opt/p02.png: cannot be decoded", "train/sar/p03.png: 24 x 24 px, but its optical image has 20 x 20",
-                  "train/sar/p04.png: 30 x 20 px; crop it", "p05.png: p05.jpg has the same name", "test/opt/p03.png: 1 channel(s) of uint16"):
+    for words in (
+        "train/opt/p00.png: there is no SAR image of this place",
+        "test/sar/p99.png: there is no optical image of this place", "train/opt/p01.png: cannot be decoded",
+        "train/opt/p02.png: cannot be decoded",
+        "train/sar/p03.png: 24 x 24 px, but its optical image has 20 x 20",
+        "train/sar/p04.png: 30 x 20 px; crop it", "p05.png: p05.jpg has the same name",
+        "test/opt/p03.png: 1 channel(s) of uint16",
+    ):
         assert words in text, words
 
 
@@ -151,7 +156,9 @@ def test_batches_depend_on_seed_epoch_and_step_alone(tmp_path):
     train, _ = load_splits(make_data(tmp_path / "d", train=12), ("train", "test"), 8, 1)
     first = batches(train, 4, seed=1, epoch=2)
     assert all(torch.equal(a[0], b[0]) for a, b in zip(first, batches(train, 4, 1, 2)))
-    assert torch.equal(first[2][0], batches(train, 4, 1, 2, first_step=2)[0][0]), "an epoch can be entered in the middle"
+    assert torch.equal(first[2][0], batches(train, 4, 1, 2, first_step=2)[0][0]), (
+        "an epoch can be entered in the middle"
+    )
     assert not torch.equal(first[0][0], batches(train, 4, 1, 3)[0][0])
     assert not torch.equal(first[0][0], batches(train, 4, 2, 2)[0][0])
 
@@ -232,5 +239,7 @@ def test_positions_keep_their_centimetres(tmp_path):
 def test_real_pairs_are_read(real):
     test, = load_splits(real, ("test",), 96, 2)
     assert len(test) == len(test.sar) == 524 and test.opt.shape == (524, 96, 96, 3)
-    assert len(set(test.tiles)) == 21 and "175_00" not in test.names, "leave_out.csv leaves out what shows training ground"
+    assert len(set(test.tiles)) == 21 and "175_00" not in test.names, (
+        "leave_out.csv leaves out what shows training ground"
+    )
     assert Path(real / "test/opt" / f"{test.names[0]}.jpg").is_file()

@@ -19,7 +19,9 @@ def test_the_same_seed_gives_the_same_files(demo, tmp_path):
     assert script("data/demo/prepare.py", tmp_path, "--train", "3", "--test", "2").returncode == 0
     for file in tmp_path.rglob("*.png"):
         assert file.read_bytes() == (demo / file.relative_to(tmp_path)).read_bytes(), file
-    assert script("data/demo/prepare.py", tmp_path / "other", "--train", "1", "--test", "1", "--seed", "1").returncode == 0
+    assert (
+        script("data/demo/prepare.py", tmp_path / "other", "--train", "1", "--test", "1", "--seed", "1").returncode == 0
+    )
     assert (tmp_path / "other/train/opt/0000.png").read_bytes() != (demo / "train/opt/0000.png").read_bytes()
 
 
@@ -35,8 +37,16 @@ def test_a_building_lays_over_bounces_and_casts_shadow(prepare):
     rows = slice(100, 180)
     classes[rows, 100:120], height[rows, 100:120] = prepare.BUILDING, 12
     sar = prepare.render_sar(classes, height, np.random.default_rng(0)).astype(float)[70:130].mean((0, 2))
-    column = {name: sar[a - prepare.MARGIN:b - prepare.MARGIN].mean() for name, (a, b) in
-              {"grass": (45, 80), "layover": (89, 98), "bounce": (99, 102), "shadow": (121, 130), "behind": (135, 200)}.items()}
+    column = {
+        name: sar[a - prepare.MARGIN : b - prepare.MARGIN].mean()
+        for name, (a, b) in {
+            "grass": (45, 80),
+            "layover": (89, 98),
+            "bounce": (99, 102),
+            "shadow": (121, 130),
+            "behind": (135, 200),
+        }.items()
+    }
     assert column["layover"] > column["grass"] + 10, "the wall and the roof lie over the ground in front"
     assert column["bounce"] > column["layover"], "double bounce at the foot of the wall"
     assert column["shadow"] < column["grass"] - 60, "radar shadow behind, as long as the building is high"

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy
 import pytest
@@ -35,15 +36,25 @@ loss = cross_modal_triplet(fc, kinds, 0.5) + critic.model_loss(fc.chunk(kinds)[0
 loss.backward()
 rows = distributed.gather_shares(torch.arange(7.0).view(7, 1)[distributed.share(7)], torch.device("cpu"))
 stop = distributed.any_process(distributed.rank() == 1, torch.device("cpu"))
-torch.save({{"loss": loss.detach(), "weight": layer.weight.grad, "fc": fc.detach(), "critic": critic.state_dict(), "rows": rows, "stop": stop}},
-           f"{{out}}/{{distributed.world_size()}}_{{distributed.rank()}}.pt")
+state = {{"loss": loss.detach(), "weight": layer.weight.grad, "fc": fc.detach(), "critic": critic.state_dict()}}
+torch.save({{**state, "rows": rows, "stop": stop}}, f"{{out}}/{{distributed.world_size()}}_{{distributed.rank()}}.pt")
 distributed.stop()
 """
 
 
 def torchrun(processes, *arguments, **kwargs):
-    return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *map(str, arguments)],
-                          cwd=ROOT, capture_output=True, text=True, timeout=300, **kwargs)
+    return subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone",
+            f"--nproc_per_node={processes}",
+            *map(str, arguments),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **kwargs,
+    )
 
 
 @pytest.mark.parametrize("kinds", [2, 4])
@@ -57,20 +68,25 @@ def test_two_halves_give_the_loss_and_gradients_of_the_whole(tmp_path, kinds):
         two = torch.load(tmp_path / f"2_{rank}.pt")
         for name in ("loss", "fc", "weight"):
             assert torch.allclose(one[name], two[name], atol=1e-5), name
-        assert all(torch.equal(one["critic"][name], two["critic"][name]) for name in one["critic"]), "the critics stay alike"
+        assert all(torch.equal(one["critic"][name], two["critic"][name]) for name in one["critic"]), (
+            "the critics stay alike"
+        )
         assert two["rows"].flatten().tolist() == list(range(7)) and two["stop"]
     assert one["weight"].abs().sum() > 0
 
 
 def test_a_script_trains_on_two_processes_and_tests_alike(demo, tmp_path):
     out = tmp_path / "run"
-    done = torchrun(2, "code_Adv/train.py", "--data_path", demo, "--result_path", out, *SMALL, "--channel_exchange", "--amp", "off")
+    done = torchrun(
+        2, "code_Adv/train.py", "--data_path", demo, "--result_path", out, *SMALL, "--channel_exchange", "--amp", "off"
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("epoch 1:") == 1 and "cpu x 2" in done.stdout, "one process speaks"
     assert (out / "epochs.csv").read_text().count("\n") == 3
     # In float32: in bf16 the rounding depends on how many images are embedded at once.
     embeddings = []
-    for call in (lambda *a: script(*a), lambda *a: torchrun(2, "--", *a)):     # without --, torchrun would take --run for its own
+    # Without --, torchrun would take --run for its own.
+    for call in (script, partial(torchrun, 2, "--")):
         tested = call("code_Adv/test.py", "--run", out, "--amp", "off", "--save_embeddings")
         assert tested.returncode == 0 and tested.stdout.count("FC: top-1") == 1, tested.stderr
         embeddings.append({file.name: numpy.load(file) for file in (out / "embeddings").glob("*.npy")})
@@ -80,7 +96,9 @@ def test_a_script_trains_on_two_processes_and_tests_alike(demo, tmp_path):
 
 
 def test_a_batch_that_cannot_be_shared_is_an_error(demo, tmp_path):
-    done = torchrun(2, "code/train.py", "--data_path", demo, "--result_path", tmp_path / "run", *SMALL, "--batch_size", "7")
+    done = torchrun(
+        2, "code/train.py", "--data_path", demo, "--result_path", tmp_path / "run", *SMALL, "--batch_size", "7"
+    )
     assert done.returncode != 0 and "choose a multiple of 2" in done.stderr
 
 
@@ -97,7 +115,9 @@ if os.environ["RANK"] == "1":
 runpy.run_path({str(ROOT / 'code/train.py')!r}, run_name="__main__")
 """)
     start = time.monotonic()
-    done = torchrun(2, tmp_path / "dies.py", "--data_path", demo, "--result_path", tmp_path / "run", *SMALL, "--epochs", "50")
+    done = torchrun(
+        2, tmp_path / "dies.py", "--data_path", demo, "--result_path", tmp_path / "run", *SMALL, "--epochs", "50"
+    )
     assert done.returncode != 0 and "the second process dies here" in done.stderr
     assert time.monotonic() - start < 120 and not (tmp_path / "run/weights.pt").exists()
     assert os.path.exists(tmp_path / "run/args.json")

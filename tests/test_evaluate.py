@@ -92,11 +92,20 @@ def test_a_reranked_list_comes_first_and_the_others_keep_their_order():
     assert ranked.tolist() == [[3, 1, 2, 4, 0], [4, 0, 1, 2, 3]]
 
 
-@pytest.mark.parametrize("vector", [torch.ones(512), torch.zeros(512), F.normalize(torch.randn(512, generator=torch.Generator().manual_seed(5)), dim=0)])
+@pytest.mark.parametrize(
+    "vector",
+    [
+        torch.ones(512),
+        torch.zeros(512),
+        F.normalize(torch.randn(512, generator=torch.Generator().manual_seed(5)), dim=0),
+    ],
+)
 def test_equal_embeddings_score_chance(vector):
     same, ids = vector.repeat(2250, 1), torch.arange(2250)
     metrics = retrieval_metrics(same, same, ids, ids)
-    assert {name: round(value, 2) for name, value in metrics.items()} == {"top1": 0.04, "top5": 0.22, "top10": 0.44, "top20": 0.89, "mAP": 0.37}
+    assert {name: round(value, 2) for name, value in metrics.items()} == {
+        "top1": 0.04, "top5": 0.22, "top10": 0.44, "top20": 0.89, "mAP": 0.37,
+    }
     assert metrics["mAP"] == pytest.approx(100 * sum(1 / r for r in range(1, 2251)) / 2250)
 
 
@@ -133,8 +142,14 @@ def test_what_does_not_fit_is_an_error():
 def test_distances_of_the_first_answers():
     positions = torch.tensor([[0.0, 0], [30, 40], [0, 120], [math.nan, math.nan]], dtype=torch.float64)
     found = answer_distances(torch.tensor([0, 1, 2, 3]), torch.tensor([0, 0, 0, 0]), positions)
-    assert found == {"within50": pytest.approx(200 / 3), "within100": pytest.approx(200 / 3), "within150": 100, "within200": 100,
-                     "mean": pytest.approx(170 / 3), "queries": 3}
+    assert found == {
+        "within50": pytest.approx(200 / 3),
+        "within100": pytest.approx(200 / 3),
+        "within150": 100,
+        "within200": 100,
+        "mean": pytest.approx(170 / 3),
+        "queries": 3,
+    }
     gallery = F.normalize(torch.randn(9, 8))
     assert first_answers(gallery[[4, 2]], gallery)[1].tolist() == [[4], [2]]
 
@@ -159,4 +174,7 @@ def test_a_memory_mapped_half_precision_gallery(tmp_path):
 
 def test_the_authors_format():
     metrics = {"top1": 62.66, "top5": 85.61, "top10": 91.25, "top20": 95.83, "mAP": 72.99}
-    assert format_metrics({"FC": metrics}) == "FC: top-1: 62.66% | top-5: 85.61% | top-10: 91.25% | top-20: 95.83% | mAP: 72.99%"
+    assert (
+        format_metrics({"FC": metrics})
+        == "FC: top-1: 62.66% | top-5: 85.61% | top-10: 91.25% | top-20: 95.83% | mAP: 72.99%"
+    )

@@ -9,7 +9,9 @@ from shared.guided_filter import guided_filter_opencv
 
 def images_of(folder, split, modality, count):
     files = sorted((folder / split / modality).iterdir())[:count]
-    return torch.stack([torch.from_numpy(np.array(Image.open(f).convert("RGB"))) for f in files]).permute(0, 3, 1, 2) / 255
+    return (
+        torch.stack([torch.from_numpy(np.array(Image.open(f).convert("RGB"))) for f in files]).permute(0, 3, 1, 2) / 255
+    )
 
 
 def test_channel_exchange_fills_all_channels_with_one_choice_for_each_image():
@@ -26,7 +28,10 @@ def test_channel_exchange_fills_all_channels_with_one_choice_for_each_image():
 
 def test_channel_exchange_is_repeated_by_the_generator():
     images = torch.rand(16, 3, 4, 4)
-    assert torch.equal(channel_exchange(images, torch.Generator().manual_seed(3)), channel_exchange(images, torch.Generator().manual_seed(3)))
+    assert torch.equal(
+        channel_exchange(images, torch.Generator().manual_seed(3)),
+        channel_exchange(images, torch.Generator().manual_seed(3)),
+    )
     assert EXCHANGES[3].sum() == pytest.approx(0.9999)
 
 
@@ -39,9 +44,13 @@ def test_guided_filter_agrees_with_opencv(request, source, radius, eps):
     for guide, images in ((opt, opt), (sar, sar), (opt, sar)):
         ours = guided_filter(guide, images, radius, eps)
         for i in range(len(guide)):
-            theirs = guided_filter_opencv(guide[i].permute(1, 2, 0).numpy(), images[i].permute(1, 2, 0).numpy(), radius, eps)
+            theirs = guided_filter_opencv(
+                guide[i].permute(1, 2, 0).numpy(), images[i].permute(1, 2, 0).numpy(), radius, eps
+            )
             difference = np.abs(ours[i].permute(1, 2, 0).numpy() - theirs)
-            assert difference.max() < 1e-4, f"image {i}: {difference.max()} at {np.unravel_index(difference.argmax(), difference.shape)}"
+            assert difference.max() < 1e-4, (
+                f"image {i}: {difference.max()} at {np.unravel_index(difference.argmax(), difference.shape)}"
+            )
 
 
 def test_guided_filter_does_what_it_is_for():

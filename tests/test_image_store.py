@@ -23,7 +23,9 @@ def test_a_memory_map_holds_the_same_images_and_is_made_once(tmp_path):
     file = data / ".decoded/train_opt_16.uint8"
     made = file.stat().st_mtime_ns
     assert torch.equal(load(data, "disk").opt, memory.opt) and file.stat().st_mtime_ns == made
-    assert sorted(f.name for f in (data / ".decoded").iterdir()) == [f"train_{m}_16.uint8{s}" for m in ("opt", "sar") for s in ("", ".json")]
+    assert sorted(f.name for f in (data / ".decoded").iterdir()) == [
+        f"train_{m}_16.uint8{s}" for m in ("opt", "sar") for s in ("", ".json")
+    ]
 
 
 def test_it_is_made_again_when_a_file_changes(tmp_path):
@@ -61,4 +63,6 @@ def test_a_folder_that_cannot_be_written_to_is_one_sentence(tmp_path):
 
 
 def test_memory_is_measured():
-    assert image_store.fits_in_memory(1) and not image_store.fits_in_memory(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    assert image_store.fits_in_memory(1) and not image_store.fits_in_memory(
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    )

@@ -34,7 +34,9 @@ def as_cmpc(demo, out):
             notes.mkdir(parents=True)
             for i, file in enumerate(sorted((demo / split / modality).iterdir())):
                 shutil.copy(file, images / f"{modality}_{i:03d}.png")
-                (notes / f"{i:03d}.json").write_text(json.dumps({"id": i, "pos": {"x": 100.0 * i, "y": 5.0}, "file_path": f"{modality}_{i:03d}.png"}))
+                (notes / f"{i:03d}.json").write_text(
+                    json.dumps({"id": i, "pos": {"x": 100.0 * i, "y": 5.0}, "file_path": f"{modality}_{i:03d}.png"})
+                )
     return out
 
 
@@ -84,7 +86,11 @@ def test_cmpc_faults_are_named(layouts, tmp_path):
     with pytest.raises(InputError) as caught:
         load_splits(root, ("train", "test"), 16, 2)
     text = str(caught.value)
-    assert "000.json: not an annotation" in text and "sar_001.png, which is not there" in text and "has the same id 0" in text
+    assert (
+        "000.json: not an annotation" in text
+        and "sar_001.png, which is not there" in text
+        and "has the same id 0" in text
+    )
 
 
 def test_tensor_faults_are_named(layouts, tmp_path):
@@ -96,7 +102,12 @@ def test_tensor_faults_are_named(layouts, tmp_path):
     with pytest.raises(InputError) as caught:
         load_splits(root, ("train", "test"), 16, 2)
     text = str(caught.value)
-    for words in ("opt_ori_train.pt: values from -", "sar_ori_train.pt cannot be read as tensors", "opt_ori_test.pt: (4, 8, 8); expected", "there is no file"):
+    for words in (
+        "opt_ori_train.pt: values from -",
+        "sar_ori_train.pt cannot be read as tensors",
+        "opt_ori_test.pt: (4, 8, 8); expected",
+        "there is no file",
+    ):
         assert words in text, text
 
 

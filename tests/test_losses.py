@@ -100,8 +100,12 @@ def test_the_classifiers_losses_are_cross_entropies_with_true_and_reversed_label
     critic = CRITICS["classifier"](dim=4)
     opt, sar = torch.randn(5, 4), torch.randn(5, 4)
     log_opt, log_sar = critic.layers(opt).log_softmax(1), critic.layers(sar).log_softmax(1)
-    assert critic.critic_loss(opt, sar).item() == pytest.approx((-log_opt[:, 0].mean() - log_sar[:, 1].mean()).item() / 2)
-    assert critic.model_loss(opt, sar).item() == pytest.approx((-log_opt[:, 1].mean() - log_sar[:, 0].mean()).item() / 2)
+    assert critic.critic_loss(opt, sar).item() == pytest.approx(
+        (-log_opt[:, 0].mean() - log_sar[:, 1].mean()).item() / 2
+    )
+    assert critic.model_loss(opt, sar).item() == pytest.approx(
+        (-log_opt[:, 1].mean() - log_sar[:, 0].mean()).item() / 2
+    )
 
 
 def mmd_by_loop(a, b):
@@ -151,6 +155,10 @@ def test_modal_losses_know_pairs_or_sets():
     torch.manual_seed(0)
     fc = torch.nn.functional.normalize(torch.randn(32, 16))
     assert MODAL_LOSSES["mse"](fc, fc.flip(0)) > 1, "mse compares the two of a place"
-    assert MODAL_LOSSES["mmd"](fc, fc.flip(0)).abs() < 1e-6 and MODAL_LOSSES["coral"](fc, fc.flip(0)) < 1e-10, "the others the two sets"
-    assert MODAL_LOSSES["mmd"](fc, fc + 1) > 0.3 and MODAL_LOSSES["coral"](fc, fc + 1) < 1e-10, "a covariance does not see a shift"
+    assert MODAL_LOSSES["mmd"](fc, fc.flip(0)).abs() < 1e-6 and MODAL_LOSSES["coral"](fc, fc.flip(0)) < 1e-10, (
+        "the others the two sets"
+    )
+    assert MODAL_LOSSES["mmd"](fc, fc + 1) > 0.3 and MODAL_LOSSES["coral"](fc, fc + 1) < 1e-10, (
+        "a covariance does not see a shift"
+    )
     assert MODAL_LOSSES["mmd"](torch.ones(4, 8), torch.ones(4, 8)) == 0, "collapsed embeddings have no width"

@@ -18,7 +18,9 @@ def test_the_first_stages_exist_once_for_each_modality(specify_num):
     resnet = torchvision.models.resnet18()
     stages = [[resnet.conv1, resnet.bn1], [resnet.layer1], [resnet.layer2], [resnet.layer3], [resnet.layer4]]
     count = [sum(len(list(m.parameters())) for m in stage) for stage in stages]
-    assert len(shared) == sum(count[specify_num:]) + 3, "the later stages and the embedding (one weight, BatchNorm's two)"
+    assert len(shared) == sum(count[specify_num:]) + 3, (
+        "the later stages and the embedding (one weight, BatchNorm's two)"
+    )
     assert len(opt - shared) == len(sar - shared) == sum(count[:specify_num])
     assert opt | sar == {name for name, _ in model.named_parameters()}
 

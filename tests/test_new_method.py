@@ -16,7 +16,7 @@ import time
 import pytest
 import torch
 
-from conftest import ROOT, copy_checkout, script
+from conftest import ROOT, copy_checkout, run_sh, script
 
 ROWS = """
 table memory
@@ -52,14 +52,12 @@ def contents(folder):
             if file.relative_to(folder).parts[0] != "results"}
 
 
-def environment(demo, **settings):
-    return {**os.environ, "PYTHON": sys.executable, "DATA_PATH": str(demo), "FLAGS": SMALL, **settings}
-
-
 def test_a_new_method_is_a_folder_and_its_lines_in_run_sh(checkout, demo):
     run = checkout / "results/demo/memory/seed0"
-    process = subprocess.Popen(["bash", checkout / "run.sh"], env=environment(demo, TABLES="memory"),
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    settings = {"DATA_PATH": str(demo), "FLAGS": SMALL}
+    environment = {**os.environ, "PYTHON": sys.executable, **settings, "TABLES": "memory"}
+    process = subprocess.Popen(["bash", checkout / "run.sh"], env=environment, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True, start_new_session=True)
     end = time.monotonic() + 120
     while not ((run / "log.txt").is_file() and "epoch 2:" in (run / "log.txt").read_text()):
         assert process.poll() is None and time.monotonic() < end, process.communicate()
@@ -69,8 +67,7 @@ def test_a_new_method_is_a_folder_and_its_lines_in_run_sh(checkout, demo):
     state = torch.load(run / "checkpoint.pt", weights_only=True)
     assert {"model", "memory", "decoder", "optimizer", "schedule"} <= state.keys() and not (run / "weights.pt").exists()
 
-    again = subprocess.run(["bash", checkout / "run.sh"], env=environment(demo, ROWS="memory-turned"),
-                           capture_output=True, text=True)
+    again = run_sh(checkout, **settings, ROWS="memory-turned")
     assert again.returncode == 0, again.stdout + again.stderr
     assert "memory-drawn/seed0 is finished" in again.stdout, "the row that the row that is asked for starts from"
     assert "going on from epoch" in again.stdout
@@ -107,8 +104,7 @@ def test_a_new_method_is_a_folder_and_its_lines_in_run_sh(checkout, demo):
 
 def test_tables_and_rows_are_asked_for_by_name(checkout, demo):
     def refused(**settings):
-        done = subprocess.run(["bash", checkout / "run.sh"], env=environment(demo, **settings), capture_output=True,
-                              text=True)
+        done = run_sh(checkout, DATA_PATH=str(demo), **settings)
         assert done.returncode == 2 and "==" not in done.stdout
         return done.stderr
 

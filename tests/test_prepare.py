@@ -1,4 +1,4 @@
-"""The prepare scripts: crops lie where their names say, splits never overlap, faults are named, interrupted runs go on."""
+"""The prepare scripts: crops lie where their names say, splits never overlap, faults are named, runs go on."""
 import csv
 import json
 import runpy
@@ -48,7 +48,9 @@ def test_crops_are_where_their_names_say(archive, cut):
         left = round((float(row["x_m"]) - ORIGIN[0]) / METRES) - CROP // 2
         top = round((ORIGIN[1] - float(row["y_m"])) / METRES) - CROP // 2
         inside = np.s_[:, top:top + CROP, left:left + CROP]
-        assert np.array_equal(pixels(cut / row["split"] / "opt" / f"{row['id']}.png"), rgb[inside].transpose(1, 2, 0)), row
+        assert np.array_equal(
+            pixels(cut / row["split"] / "opt" / f"{row['id']}.png"), rgb[inside].transpose(1, 2, 0)
+        ), row
         for file in (cut / row["split"] / "sar").glob(f"{row['id']}__*.png"):
             image = pixels(file).astype(float)
             seen = image.max(2) > 0
@@ -77,7 +79,10 @@ def test_no_test_pixel_is_seen_in_training(archive, cut, tmp_path, strips):
         assert script(SN6, archive[0], out, "--crop", CROP).returncode == 0
         assert len(list((out / "train/sar").iterdir())) == len(list((out / "train/opt").iterdir())) > 1
     rows = rows_of(out)
-    position = {split: np.array([[float(r["x_m"]), float(r["y_m"])] for r in rows if r["split"] == split]) for split in ("train", "test")}
+    position = {
+        split: np.array([[float(r["x_m"]), float(r["y_m"])] for r in rows if r["split"] == split])
+        for split in ("train", "test")
+    }
     assert len(position["train"]) > 10 and len(position["test"]) > 10
     apart = np.abs(position["train"][:, None] - position["test"][None]).max(2)
     assert apart.min() >= 2 * CROP * METRES, "a gap of one crop lies between"
@@ -110,8 +115,12 @@ def test_an_interrupted_run_goes_on(archive, cut, tmp_path):
     kept_time = kept.stat().st_mtime_ns
     lost.unlink()
     (out / "survey.json").unlink()
-    assert script(SN6, archive[0].parent, out, "--crop", CROP, "--strips", "all", "--max_missing", "0.2").returncode == 0
-    assert {f.relative_to(out): f.read_bytes() for f in out.rglob("*.*")} == {f.relative_to(cut): f.read_bytes() for f in cut.rglob("*.*")}
+    assert (
+        script(SN6, archive[0].parent, out, "--crop", CROP, "--strips", "all", "--max_missing", "0.2").returncode == 0
+    )
+    assert {f.relative_to(out): f.read_bytes() for f in out.rglob("*.*")} == {
+        f.relative_to(cut): f.read_bytes() for f in cut.rglob("*.*")
+    }
     assert kept.stat().st_mtime_ns == kept_time, "what was there is not made again"
     other = script(SN6, archive[0].parent, out, "--crop", "30")
     assert other.returncode == 2 and "prepared from another source or with other arguments" in other.stderr
@@ -124,18 +133,32 @@ def test_bad_tiles_are_all_named(archive, tmp_path):
     sar = root / "SAR-Intensity" / names[1].replace("PS-RGB", "SAR-Intensity")
     sar.write_bytes(sar.read_bytes()[:3000])
     done = script(SN6, root, tmp_path / "out", "--crop", CROP)
-    assert done.returncode == 2 and "2 tile(s) cannot be used" in done.stderr and names[0] in done.stderr and names[1] in done.stderr
+    assert (
+        done.returncode == 2
+        and "2 tile(s) cannot be used" in done.stderr
+        and names[0] in done.stderr
+        and names[1] in done.stderr
+    )
     assert not list((tmp_path / "out").rglob("*.png"))
     sar.unlink()
     (root / "SummaryData/SAR_orientations.txt").write_text(f"{STRIPS[0]} 0\n{STRIPS[1]} 1\n")
     done = script(SN6, root, tmp_path / "out2", "--crop", CROP)
-    assert done.returncode == 2 and f"there is no {sar}" in done.stderr and f"does not name its strip {STRIPS[2]}" in done.stderr
+    assert (
+        done.returncode == 2
+        and f"there is no {sar}" in done.stderr
+        and f"does not name its strip {STRIPS[2]}" in done.stderr
+    )
     nothing = script(SN6, tmp_path / "out", tmp_path / "out3")
     assert nothing.returncode == 2 and "holds no folder PS-RGB" in nothing.stderr
 
 
 def test_orientation_keeps_strips_imaged_from_one_side(archive, tmp_path):
-    assert script(SN6, archive[0], tmp_path / "out", "--crop", CROP, "--orientation", "south", "--strips", "all").returncode == 0
+    assert (
+        script(
+            SN6, archive[0], tmp_path / "out", "--crop", CROP, "--orientation", "south", "--strips", "all"
+        ).returncode
+        == 0
+    )
     strips = {f.stem.partition("__")[2] for f in (tmp_path / "out").glob("*/sar/*.png")}
     assert strips == {STRIPS[1]} and {row["from"] for row in rows_of(tmp_path / "out")} == {"south"}
 
@@ -163,10 +186,15 @@ def test_kept_tiles_hold_all_training_ground_and_no_other(archive, tmp_path):
     seen = np.zeros(rgb.shape[1:], bool)
     for row in rows:
         if row["split"] == "train":
-            left, top = round((float(row["x_m"]) - ORIGIN[0]) / METRES) - CROP // 2, round((ORIGIN[1] - float(row["y_m"])) / METRES) - CROP // 2
+            left, top = (
+                round((float(row["x_m"]) - ORIGIN[0]) / METRES) - CROP // 2,
+                round((ORIGIN[1] - float(row["y_m"])) / METRES) - CROP // 2,
+            )
             seen[top:top + CROP, left:left + CROP] = True
     whole = rgb.transpose(1, 2, 0)
-    starts = {whole[i, j:j + 4].tobytes(): (i, j) for i in range(whole.shape[0]) for j in range(whole.shape[1] - 3)}       # four pixels tell where
+    starts = {
+        whole[i, j : j + 4].tobytes(): (i, j) for i in range(whole.shape[0]) for j in range(whole.shape[1] - 3)
+    }  # four pixels tell where
     kept, larger = np.zeros_like(seen), 0
     files = sorted((tmp_path / "out/train_tiles/opt").glob("*.png"))
     for file in files:
@@ -174,7 +202,10 @@ def test_kept_tiles_hold_all_training_ground_and_no_other(archive, tmp_path):
         i, j = starts[image[0, :4].tobytes()]
         assert np.array_equal(image, whole[i:i + image.shape[0], j:j + image.shape[1]])
         assert pixels(file.parents[1] / "sar" / file.name).shape == image.shape
-        assert seen[i:i + image.shape[0], j:j + image.shape[1]].all() and not kept[i:i + image.shape[0], j:j + image.shape[1]].any()
+        assert (
+            seen[i : i + image.shape[0], j : j + image.shape[1]].all()
+            and not kept[i : i + image.shape[0], j : j + image.shape[1]].any()
+        )
         kept[i:i + image.shape[0], j:j + image.shape[1]] = True
         larger += image.shape[0] * image.shape[1] > CROP * CROP
     assert np.array_equal(kept, seen) and larger > 0
@@ -207,10 +238,17 @@ def sentinel(tmp_path_factory):
     for i, region in enumerate(("T11SLT", "T11SLT", "T14RNT", "T14RNT")):
         image = rng.integers(0, 256, (240, 240, 3), np.uint8)
         for modality in ("opt", "sar"):
-            Image.fromarray(image if modality == "opt" else np.repeat(image[..., :1], 3, 2)).save(folder / "dataset" / modality / f"{i:03d}.png")
+            Image.fromarray(image if modality == "opt" else np.repeat(image[..., :1], 3, 2)).save(
+                folder / "dataset" / modality / f"{i:03d}.png"
+            )
         left, top = 1000.0 * i, 5000.0
-        notes.append({"fragment_filename": f"{i:03d}.png", "opt_tile_name": f"S2A_MSIL1C_2020_N0209_R027_{region}_2020.SAFE",
-                      "corners_EPSG:3395": [[left, top], [left + 2400, top], [left + 2400, top - 2400], [left, top - 2400]]})
+        notes.append(
+            {
+                "fragment_filename": f"{i:03d}.png",
+                "opt_tile_name": f"S2A_MSIL1C_2020_N0209_R027_{region}_2020.SAFE",
+                "corners_EPSG:3395": [[left, top], [left + 2400, top], [left + 2400, top - 2400], [left, top - 2400]],
+            }
+        )
     (folder / "dataset/metadata.json").write_text(json.dumps(notes))
     return folder
 
@@ -220,7 +258,9 @@ def test_sentinel_tiles_become_crops(sentinel, tmp_path):
     done = script(S1S2, sentinel, out, "--crop", "48", "--test_share", "0.5", "--keep_tiles")
     assert done.returncode == 0, done.stderr
     rows = rows_of(out)
-    assert len(rows) == 4 * 25 and sorted((r["split"], r["region"]) for r in rows[::25]) == [(s, r) for s in ("test", "train") for r in ("T11SLT", "T14RNT")]
+    assert len(rows) == 4 * 25 and sorted((r["split"], r["region"]) for r in rows[::25]) == [
+        (s, r) for s in ("test", "train") for r in ("T11SLT", "T14RNT")
+    ]
     assert {r["tile"] for r in rows if r["split"] == "train"} == {f.stem for f in (out / "train_tiles/opt").iterdir()}
     for row in rows[::7]:
         tile, number = row["id"].split("_")
@@ -238,7 +278,12 @@ def test_sentinel_faults_are_all_named(sentinel, tmp_path):
     half = root / "dataset/sar/002.png"
     half.write_bytes(half.read_bytes()[:5000])
     done = script(S1S2, root, tmp_path / "out")
-    assert done.returncode == 2 and "opt/001.png" in done.stderr and "sar/002.png" in done.stderr and not (tmp_path / "out").exists()
+    assert (
+        done.returncode == 2
+        and "opt/001.png" in done.stderr
+        and "sar/002.png" in done.stderr
+        and not (tmp_path / "out").exists()
+    )
 
 
 @pytest.mark.parametrize("name, prepare, flags", [("S1S2raw", S1S2, []), ("SN6raw", SN6, ["--crop", "20"])])
@@ -249,7 +294,9 @@ def test_real_downloads_become_a_folder_to_train_on(tmp_path, name, prepare, fla
         pytest.importorskip("rasterio", reason="requirements-data.txt is not installed")
     done = script(prepare, REAL / name, tmp_path / "out", *flags)
     assert done.returncode == 0, done.stderr
-    trained = script("code/train.py", "--data_path", tmp_path / "out", "--result_path", tmp_path / "run", *SMALL, "--epochs", "1")
+    trained = script(
+        "code/train.py", "--data_path", tmp_path / "out", "--result_path", tmp_path / "run", *SMALL, "--epochs", "1"
+    )
     assert trained.returncode == 0 and "FC, first answer within 50 m:" in trained.stdout, trained.stderr
 
 
@@ -262,7 +309,9 @@ def test_our_cut_of_the_real_tiles_is_the_real_cut(tmp_path, real):
         theirs = {row["id"]: row for row in csv.DictReader(file)}
     for row in rows_of(tmp_path / "out"):
         other = theirs[row["id"]]
-        assert [row[k] for k in ("region", "tile", "x_m", "y_m")] == [other[k] for k in ("region", "tile", "x_m", "y_m")]
+        assert [row[k] for k in ("region", "tile", "x_m", "y_m")] == [
+            other[k] for k in ("region", "tile", "x_m", "y_m")
+        ]
         a = pixels(tmp_path / "out" / row["split"] / "opt" / f"{row['id']}.png").astype(float)
         b = pixels(real / other["split"] / "opt" / f"{row['id']}.jpg").astype(float)
         assert np.abs(a - b).mean() < 4

@@ -31,7 +31,9 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
 
 
 def test_p_is_that_of_all_signs():
-    differences = np.array([[1, 0.5, -1], [1, -0.5, 1], [0, 1, 0], [1, 1, 0], [1, 0, 1], [1, 1, -1], [0, -1, 0], [1, 0, 0]])
+    differences = np.array(
+        [[1, 0.5, -1], [1, -0.5, 1], [0, 1, 0], [1, 1, 0], [1, 0, 1], [1, 1, -1], [0, -1, 0], [1, 0, 0]]
+    )
     signs = np.array(list(itertools.product([-1, 1], repeat=8)))
     exact = (np.abs(signs @ differences) >= np.abs(differences.sum(0)) - 1e-9).mean(0)
     assert exact[0] == 2 / 64 and exact[2] == 1
@@ -65,10 +67,30 @@ def test_what_fills_a_slot_is_not_a_slot():
 def results(demo, tmp_path_factory):
     """A results folder of three rows: triplet with two seeds, another method, and the same runs tested otherwise."""
     folder = tmp_path_factory.mktemp("results") / "demo"
-    for name, code, seed, flags in (("triplet", "code", 0, ["--eval_every", "1"]), ("triplet", "code", 1, []), ("triplet+exchange", "code_Aux", 0, ["--channel_exchange"])):
-        done = script(f"{code}/train.py", "--data_path", demo, "--result_path", folder / name / f"seed{seed}", "--seed", seed, *SMALL, *flags)
+    for name, code, seed, flags in (
+        ("triplet", "code", 0, ["--eval_every", "1"]),
+        ("triplet", "code", 1, []),
+        ("triplet+exchange", "code_Aux", 0, ["--channel_exchange"]),
+    ):
+        done = script(
+            f"{code}/train.py",
+            "--data_path",
+            demo,
+            "--result_path",
+            folder / name / f"seed{seed}",
+            "--seed",
+            seed,
+            *SMALL,
+            *flags,
+        )
         assert done.returncode == 0, done.stderr
-    assert script("code/test.py", "--run", folder / "triplet/seed0", "--tta", "flip", "--result_path", folder / "triplet-flip/seed0").returncode == 0
+    assert (
+        script(
+            "code/test.py", "--run", folder / "triplet/seed0", "--tta", "flip", "--result_path",
+            folder / "triplet-flip/seed0",
+        ).returncode
+        == 0
+    )
     assert script("tools/analyze.py", "--run", folder / "triplet/seed0", "--sample", "10").returncode == 0
     (folder / "<i>x" / "seed0").mkdir(parents=True)                          # a row with a name that is not HTML
     for file in ("args.json", "metrics.json", "retrieval.json"):
@@ -87,7 +109,13 @@ def browser():
     from selenium import webdriver
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1200,900"):
+    for flag in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--window-size=1200,900",
+    ):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
@@ -101,17 +129,27 @@ def test_the_page_in_a_browser(browser, results):
     browser.get((results / "report.html").as_uri())
     assert browser.get_log("browser") == [], "the console is silent"
     browser.execute_script("for (const one of document.querySelectorAll('details')) one.open = true")
-    images = browser.execute_script("return Promise.all([...document.images].map(one => one.decode().then(() => one.naturalWidth > 0, () => false)))")
+    images = browser.execute_script(
+        "const decode = one => one.decode().then(() => one.naturalWidth > 0, () => false);"
+        "return Promise.all([...document.images].map(decode))"
+    )
     assert len(images) > 30 and all(images)
 
     rows = [option.text for option in Select(browser.find_element(By.ID, "row")).options]
     assert rows == ["triplet", "triplet-flip", "<i>x", "triplet+exchange"]
-    cards = lambda: [card.text.split("\n")[0] for card in browser.find_elements(By.CSS_SELECTOR, ".card")]
+
+    def cards():
+        return [card.text.split("\n")[0] for card in browser.find_elements(By.CSS_SELECTOR, ".card")]
+
     for row in ("triplet", "triplet+exchange"):
         found = json.loads((results / row / "seed0/retrieval.json").read_text())
         right = {name for name, rank in zip(found["query"], found["FC"]["rank"]) if rank == 1}
         Select(browser.find_element(By.ID, "row")).select_by_visible_text(row)
-        for choice, expected in (("all", set(found["query"])), ("right", right), ("wrong", set(found["query"]) - right)):
+        for choice, expected in (
+            ("all", set(found["query"])),
+            ("right", right),
+            ("wrong", set(found["query"]) - right),
+        ):
             Select(browser.find_element(By.ID, "show")).select_by_value(choice)
             assert {text.split(":")[0] for text in cards()} == expected
             assert browser.find_element(By.ID, "count").text == f"{len(expected)} of 12 queries"
@@ -126,9 +164,13 @@ def test_the_page_in_a_browser(browser, results):
 
 def test_the_page_fits_a_phone(browser, results):
     browser.set_window_size(500, 800)
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": 390, "height": 800, "deviceScaleFactor": 2, "mobile": True})
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 800, "deviceScaleFactor": 2, "mobile": True}
+    )
     browser.get((results / "report.html").as_uri())
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390, "tables scroll by themselves, the page does not"
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390, (
+        "tables scroll by themselves, the page does not"
+    )
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
@@ -137,7 +179,9 @@ def test_the_page_is_one_file_with_the_tables_figures(results):
     assert not re.search(r'(src|href)="(?!data:|#)', page), "nothing is fetched"
     assert "<i>x" not in page and "&lt;i&gt;x" in page
     metrics = [json.loads((results / f"triplet/seed{seed}/metrics.json").read_text())["FC"]["top1"] for seed in (0, 1)]
-    assert f"<td>triplet</td><td>FC</td><td>2</td><td>{np.mean(metrics):.2f} ± {np.std(metrics, ddof=1):.2f}</td>" in page
+    assert (
+        f"<td>triplet</td><td>FC</td><td>2</td><td>{np.mean(metrics):.2f} ± {np.std(metrics, ddof=1):.2f}</td>" in page
+    )
     assert "Demo pairs: a check" in page and "the author" not in page and "triplet, seed0" in page
 
 

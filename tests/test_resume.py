@@ -66,7 +66,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("moment", ["before the first checkpoint", "while a checkpoint is written", "after the second epoch"])
+@pytest.mark.parametrize(
+    "moment", ["before the first checkpoint", "while a checkpoint is written", "after the second epoch"]
+)
 def test_a_killed_run_ends_with_the_same_weights(demo, whole, tmp_path, moment):
     out = tmp_path / "run"
     slow = [sys.executable, "-c", SLOW.format(root=str(ROOT)), *command(demo, out)]
@@ -90,7 +92,9 @@ def test_a_killed_run_ends_with_the_same_weights(demo, whole, tmp_path, moment):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_finishes_the_step_and_says_how_to_go_on(demo, whole, tmp_path, number):
     out = tmp_path / "run"
-    process = subprocess.Popen([sys.executable, *command(demo, out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, *command(demo, out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     wait_for(lambda: seen(out, "epoch 1:"), process)
     process.send_signal(number)
     stdout, stderr = process.communicate(timeout=60)
@@ -109,7 +113,9 @@ def test_fresh_starts_over(demo, whole, tmp_path):
 
 def test_a_loss_that_is_not_finite_names_itself_and_keeps_the_checkpoint(demo, tmp_path):
     out = tmp_path / "run"
-    process = subprocess.Popen([sys.executable, *command(demo, out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, *command(demo, out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     wait_for(lambda: seen(out, "epoch 2:") and (out / "checkpoint.pt").exists(), process)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
@@ -131,7 +137,10 @@ def test_a_checkpoint_with_code_in_it_is_refused(demo, tmp_path):
     out = tmp_path / "run"
     done = script(*command(demo, out, "--epochs", "1"))
     assert done.returncode == 0
-    for name, call in (("checkpoint.pt", command(demo, out, "--epochs", "1")), ("weights.pt", ["code/test.py", "--run", out])):
+    for name, call in (
+        ("checkpoint.pt", command(demo, out, "--epochs", "1")),
+        ("weights.pt", ["code/test.py", "--run", out]),
+    ):
         torch.save({"model": Evil()}, out / name)
         (out / "metrics.json").unlink(missing_ok=True)
         done = script(*call)
@@ -146,7 +155,10 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path):
     file = tmp_path / "checkpoint.pt"
     files.write_tensors(file, {"a": torch.ones(3)})
     os.symlink("/dev/full", f"{file}.part")
-    with pytest.raises(InputError, match="checkpoint.pt cannot be written .No space left on device.; what was there before is untouched"):
+    with pytest.raises(
+        InputError,
+        match="checkpoint.pt cannot be written .No space left on device.; what was there before is untouched",
+    ):
         files.write_tensors(file, {"a": torch.zeros(3)})
     assert torch.equal(files.load_tensors(file, "x")["a"], torch.ones(3))
 

@@ -32,13 +32,18 @@ def baseline(demo, tmp_path_factory):
 
 
 def test_the_baseline_trains_and_its_test_gives_the_same_figures(demo, baseline):
-    assert {file.name for file in baseline.iterdir()} == {"args.json", "log.txt", "epochs.csv", "weights.pt", "metrics.json", "retrieval.json"}
+    assert {file.name for file in baseline.iterdir()} == {
+        "args.json", "log.txt", "epochs.csv", "weights.pt", "metrics.json", "retrieval.json",
+    }
     epochs = (baseline / "epochs.csv").read_text().splitlines()
     assert len(epochs) == 3 and epochs[0].startswith("epoch,lr,triplet,seconds,FC_top1")
     tested = script("code/test.py", "--run", baseline)
     assert tested.returncode == 0, tested.stderr
     assert "12 queries, 12 places in the gallery, 0 of them distractors" in tested.stdout
-    metrics, test = json.loads((baseline / "metrics.json").read_text()), json.loads((baseline / "test.json").read_text())
+    metrics, test = (
+        json.loads((baseline / "metrics.json").read_text()),
+        json.loads((baseline / "test.json").read_text()),
+    )
     assert {f: metrics[f] for f in ("FC", "POOL5")} == {f: test[f] for f in ("FC", "POOL5")}
     (baseline / "test.json").unlink()
 
@@ -60,7 +65,8 @@ def test_the_critic_does_not_move_the_model_but_its_loss_does(demo, baseline, tm
 def test_a_critic_of_no_weight_is_not_trained(demo, tmp_path):
     """With --lambda_adv 0 it ends as it began, and costs nothing; with a weight it learns."""
     program = "import sys; sys.path[:0] = [{0!r}, {0!r} + '/code_Adv']; import critics; critics.critic_step = print"
-    program = program.format(str(ROOT)) + "; import runpy; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    program = program.format(str(ROOT))
+    program += "; import runpy; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     command = [sys.executable, "-c", program, "code_Adv/train.py", "--data_path", str(demo), *SMALL, "--epochs", "1"]
     off = subprocess.run([*command, "--result_path", str(tmp_path / "off"), "--lambda_adv", "0"], cwd=ROOT,
                          capture_output=True, text=True)
@@ -84,7 +90,9 @@ def test_what_each_query_found_adds_up_to_the_metrics(demo, baseline):
     assert found["query"] == found["truth"] and len(set(found["query"])) == 12
     for feature in ("FC", "POOL5"):
         top1, ap, rank, answers = (found[feature][name] for name in ("top1", "ap", "rank", "answers"))
-        assert sum(top1) / 12 * 100 == pytest.approx(metrics[feature]["top1"]) and sum(ap) / 12 * 100 == pytest.approx(metrics[feature]["mAP"])
+        assert sum(top1) / 12 * 100 == pytest.approx(metrics[feature]["top1"]) and sum(ap) / 12 * 100 == pytest.approx(
+            metrics[feature]["mAP"]
+        )
         for truth, first, place, five in zip(found["truth"], top1, rank, answers):
             names, scores = zip(*five)
             assert len(five) == 5 and sorted(scores, reverse=True) == list(scores)
@@ -93,14 +101,17 @@ def test_what_each_query_found_adds_up_to_the_metrics(demo, baseline):
                 assert names.index(truth) + 1 == place
 
 
-@pytest.mark.parametrize("folder, flags, tested_by", [
-    ("code_Aux", [], "code_Aux"),
-    ("code_Aux", ["--guided_filter"], "code_Aux"),
-    ("code_Aux", ["--filter", "guided-by-other"], "code_Aux"),
-    ("code_Adv", ["--channel_exchange", "--guided_filter", "--specify_num", "3"], "code_Adv"),
-    ("code_Aux", ["--pooling", "grid", "--layer4_stride", "2", "--symmetries"], "code_Aux"),
-    ("code_Adv", ["--adv", "classifier", "--modal_loss", "coral", "--no_normalize", "--optim", "adamw", "--schedule", "step"], "code_Adv"),
-])
+@pytest.mark.parametrize(
+    "folder, flags, tested_by",
+    [
+        ("code_Aux", [], "code_Aux"),
+        ("code_Aux", ["--guided_filter"], "code_Aux"),
+        ("code_Aux", ["--filter", "guided-by-other"], "code_Aux"),
+        ("code_Adv", ["--channel_exchange", "--guided_filter", "--specify_num", "3"], "code_Adv"),
+        ("code_Aux", ["--pooling", "grid", "--layer4_stride", "2", "--symmetries"], "code_Aux"),
+        ("code_Adv", "--adv classifier --modal_loss coral --no_normalize --optim adamw".split(), "code_Adv"),
+    ],
+)
 def test_each_method_trains_and_tests(demo, tmp_path, folder, flags, tested_by):
     done = train(folder, demo, tmp_path / "run", *flags, "--epochs", "1")
     assert "FC: top-1: " in done.stdout and "POOL5: top-1: " in done.stdout
@@ -160,7 +171,9 @@ def test_bad_flags_end_with_one_sentence_and_status_2(demo, tmp_path, flags, wor
 
 
 def test_a_mistake_does_not_take_the_folder(demo, tmp_path):
-    wrong = script("code/train.py", "--data_path", demo, "--result_path", tmp_path / "run", *SMALL, "--batch_size", "25")
+    wrong = script(
+        "code/train.py", "--data_path", demo, "--result_path", tmp_path / "run", *SMALL, "--batch_size", "25"
+    )
     assert wrong.returncode == 2
     train("code", demo, tmp_path / "run", "--epochs", "1")
 
@@ -175,7 +188,9 @@ def test_a_run_that_is_none_or_of_another_architecture(demo, baseline, tmp_path)
     assert other.returncode == 2 and "does not hold a resnet34" in other.stderr
     torch.save(saved["model"], tmp_path / "weights.pt")
     strange = script("code/test.py", "--run", tmp_path)
-    assert strange.returncode == 2 and "is not what a run writes" in strange.stderr and "Traceback" not in strange.stderr
+    assert (
+        strange.returncode == 2 and "is not what a run writes" in strange.stderr and "Traceback" not in strange.stderr
+    )
 
 
 def test_a_network_that_gives_nan_is_an_error_not_a_score(demo, baseline, tmp_path):
@@ -184,17 +199,26 @@ def test_a_network_that_gives_nan_is_an_error_not_a_score(demo, baseline, tmp_pa
     saved["model"]["embedding.1.running_var"][0] = float("nan")
     torch.save(saved, out / "weights.pt")
     done = script("code/test.py", "--run", out)
-    assert done.returncode == 2 and "FC vectors cannot be evaluated (12 of 12 query embeddings hold NaN" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and "FC vectors cannot be evaluated (12 of 12 query embeddings hold NaN" in done.stderr
+        and "Traceback" not in done.stderr
+    )
 
 
 def test_pythons_own_code_module_stays_importable():
-    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import code, pdb; print(code.InteractiveConsole.__name__)"
+    program = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import code, pdb; print(code.InteractiveConsole.__name__)"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "InteractiveConsole", done.stderr
 
 
 def test_a_collapse_is_said_in_the_log(demo, baseline, tmp_path):
-    stuck = ["--lr", "0", "--lr_head", "0", "--margin", "1e6", "--epochs", "4"]      # distances far below the margin: the loss stands at it
+    # Distances far below the margin: the loss stands at it.
+    stuck = [
+        "--lr", "0", "--lr_head", "0", "--margin", "1e6", "--epochs", "4",
+    ]
     train("code", demo, tmp_path / "run", *stuck)
     assert (tmp_path / "run/log.txt").read_text().count("have collapsed;") == 2, "after the third epoch and the fourth"
     assert "have collapsed" not in (baseline / "log.txt").read_text()

@@ -27,8 +27,13 @@ def search(run, *arguments):
 
 def test_a_folder_of_images_and_its_saved_embeddings_give_the_same_answers(demo, run, tmp_path):
     queries = [demo / "test/sar/0003.png", demo / "test/sar/0005.png"]
-    from_images = search(run, "--gallery", demo / "test/opt", "--save_embeddings", tmp_path / "map", "--query", *queries, "-k", "4", "--picture", tmp_path / "a.png")
-    from_embeddings = search(run, "--gallery", tmp_path / "map", "--query", *queries, "-k", "4", "--picture", tmp_path / "b.png")
+    from_images = search(
+        run, "--gallery", demo / "test/opt", "--save_embeddings", tmp_path / "map", "--query", *queries, "-k",
+        "4", "--picture", tmp_path / "a.png",
+    )
+    from_embeddings = search(
+        run, "--gallery", tmp_path / "map", "--query", *queries, "-k", "4", "--picture", tmp_path / "b.png"
+    )
     assert answers(from_images) == answers(from_embeddings) and len(answers(from_images)) == 8
     assert Image.open(tmp_path / "a.png").size == (5 * 168, 2 * 200)
     assert np.array_equal(np.array(Image.open(tmp_path / "a.png")), np.array(Image.open(tmp_path / "b.png")))
@@ -60,8 +65,13 @@ def test_the_approximate_index_prints_its_recall(demo, run, tmp_path):
 
 def test_bad_input_is_one_sentence(demo, run, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no image")
-    for arguments, words in ((["--gallery", tmp_path / "nothing", "--query", demo / "test/sar/0001.png"], "there is no such folder"),
-                             (["--gallery", tmp_path, "--query", demo / "test/sar/absent.png", tmp_path / "bad.png"], "2 image(s) cannot be used"),
-                             (["--gallery", demo, "--query", demo / "test/sar/0001.png"], "holds neither images")):
+    for arguments, words in (
+        (["--gallery", tmp_path / "nothing", "--query", demo / "test/sar/0001.png"], "there is no such folder"),
+        (
+            ["--gallery", tmp_path, "--query", demo / "test/sar/absent.png", tmp_path / "bad.png"],
+            "2 image(s) cannot be used",
+        ),
+        (["--gallery", demo, "--query", demo / "test/sar/0001.png"], "holds neither images"),
+    ):
         done = script("tools/search.py", "--run", run, *arguments)
         assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr

@@ -18,7 +18,9 @@ def test_side_by_side_is_the_same_convolution(batch, columns, height, width, str
     assert out.shape == expected.shape and torch.allclose(out, expected, atol=1e-5)
     assert out.is_contiguous(memory_format=torch.channels_last), "else all that follows is slow"
     gradient = torch.randn_like(expected)
-    for one, other in zip(torch.autograd.grad(out, (x, conv.weight), gradient), torch.autograd.grad(expected, (x, conv.weight), gradient)):
+    for one, other in zip(
+        torch.autograd.grad(out, (x, conv.weight), gradient), torch.autograd.grad(expected, (x, conv.weight), gradient)
+    ):
         assert torch.allclose(one, other, atol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""Windows of whole training tiles: aligned, at the crops' scale, never overlapping in a batch, at all eight symmetries."""
+"""Windows of whole training tiles: aligned, at the crops' scale, apart within a batch, at all eight symmetries."""
 import argparse
 import json
 
@@ -16,7 +16,7 @@ from test_dataset import load_splits, make_data
 
 
 def windows_of(tiles, height, width, window, places=40):
-    """Tiles whose pixel holds its own tile, row and column; SAR is the same but for one bit, so that alignment is seen."""
+    """Tiles whose pixels hold their own tile, row and column; SAR is the same but for one bit, to see alignment."""
     tile, row, column = torch.meshgrid(torch.arange(tiles), torch.arange(height), torch.arange(width), indexing="ij")
     opt = torch.stack([tile, row, column], 3).to(torch.uint8)
     return Windows(opt, opt ^ 128, torch.tensor([[height, width]] * tiles), window, places)
@@ -38,14 +38,20 @@ def test_windows_are_aligned_cut_from_tiles_and_never_overlap():
 
 def test_windows_reach_everywhere():
     windows = windows_of(2, 24, 30, 20)
-    drawn = {tuple(int(x[0]) for x in windows.positions(1, torch.Generator().manual_seed(seed))) for seed in range(2000)}
+    drawn = {
+        tuple(int(x[0]) for x in windows.positions(1, torch.Generator().manual_seed(seed))) for seed in range(2000)
+    }
     assert drawn == {(tile, top, left) for tile in range(2) for top in range(5) for left in range(11)}
 
 
 def test_all_eight_symmetries():
     image = torch.arange(16).view(1, 4, 4, 1).expand(8, 4, 4, 3)
     out = apply_symmetry(image, torch.arange(8))[..., 0]
-    expected = {tuple(np.rot90(base, k).flatten()) for base in (image[0, :, :, 0].numpy(), image[0, :, :, 0].numpy().T) for k in range(4)}
+    expected = {
+        tuple(np.rot90(base, k).flatten())
+        for base in (image[0, :, :, 0].numpy(), image[0, :, :, 0].numpy().T)
+        for k in range(4)
+    }
     assert {tuple(one.flatten().tolist()) for one in out} == expected and len(expected) == 8
 
 
@@ -111,7 +117,12 @@ def test_bad_tiles_are_all_named(tmp_path):
     Image.fromarray(np.zeros((90, 100, 3), np.uint8)).save(data / "train_tiles/sar/c.png")
     with pytest.raises(InputError) as caught:
         load_windows(data, pairs, 10, 2, 2)
-    for words in ("3 problem(s)", "opt/a.png: cannot be decoded", "sar/b.png: not the size of", "sar/c.png: there is no such tile"):
+    for words in (
+        "3 problem(s)",
+        "opt/a.png: cannot be decoded",
+        "sar/b.png: not the size of",
+        "sar/c.png: there is no such tile",
+    ):
         assert words in str(caught.value), str(caught.value)
 
 
@@ -139,11 +150,22 @@ def test_the_numbers_of_windows_are_those_of_the_epoch():
 
 
 def test_a_script_trains_on_windows(tmp_path, real):
-    done = script("code_Aux/train.py", "--data_path", real, "--result_path", tmp_path / "run", *SMALL, "--epochs", "1", "--windows", "--validate", "0.9", "--batch_size", "16")
+    done = script(
+        "code_Aux/train.py", "--data_path", real, "--result_path", tmp_path / "run", *SMALL, "--epochs", "1",
+        "--windows", "--validate", "0.9", "--batch_size", "16",
+    )
     assert done.returncode == 0, done.stderr
-    assert "training places, windows of 5 tiles" in done.stdout and json.loads((tmp_path / "run/args.json").read_text())["windows"]
+    assert (
+        "training places, windows of 5 tiles" in done.stdout
+        and json.loads((tmp_path / "run/args.json").read_text())["windows"]
+    )
 
 
 def test_no_tiles_is_one_sentence(demo, tmp_path):
     done = script("code/train.py", "--data_path", demo, "--result_path", tmp_path / "run", *SMALL, "--windows")
-    assert done.returncode == 2 and "train_tiles: there is no such folder" in done.stderr and "--keep_tiles" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and "train_tiles: there is no such folder" in done.stderr
+        and "--keep_tiles" in done.stderr
+        and "Traceback" not in done.stderr
+    )
