@@ -36,10 +36,10 @@ SEEDS=${SEEDS:-0}
 # The profile -----------------------------------------------------------------------------------------------
 # With CUDA the recipe that is every flag's default: ResNet50 from ImageNet weights, 200 px, 60 epochs. Without, what
 # trains from scratch on a CPU in minutes; each train.py's --help tells what that is.
-PROFILE= SHORT=
+PROFILE= SHORT= SAMPLE=
 if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
   PROFILE="--recipe cpu"
-  [ "$NAME" != demo ] || SHORT="--img_size 64 --batch_size 24 --epochs 4"
+  [ "$NAME" != demo ] || SHORT="--img_size 64 --batch_size 24 --epochs 4" SAMPLE="--sample 24"
 fi
 if [ -d "$DATA_PATH/train_tiles" ] || [ -d "$HOME/$DATA_PATH/train_tiles" ]; then
   MANY=--windows
@@ -149,7 +149,7 @@ for name in triplet triplet+exchange triplet+adv contrastive; do
 done
 [ $analyzed = 1 ] || "$PYTHON" tools/analyze.py "${runs[@]}"
 if [ ${#runs[@]} -gt 0 ] && [ ! -f "results/$NAME/filters/filters.csv" ]; then
-  "$PYTHON" tools/compare_filters.py --data_path "$DATA_PATH" "${runs[@]:0:2}"
+  "$PYTHON" tools/compare_filters.py --data_path "$DATA_PATH" "${runs[@]:0:2}" $SAMPLE
 fi
 "$PYTHON" tools/report.py "results/$NAME" "${table_flags[@]}" --data_path "$DATA_PATH"
 [ ${#failed[@]} -eq 0 ]

@@ -241,7 +241,7 @@ def sentinel(tmp_path_factory):
             Image.fromarray(image if modality == "opt" else np.repeat(image[..., :1], 3, 2)).save(
                 folder / "dataset" / modality / f"{i:03d}.png"
             )
-        left, top = 1000.0 * i, 5000.0
+        left, top = 3000.0 * i, 5000.0
         notes.append(
             {
                 "fragment_filename": f"{i:03d}.png",
@@ -269,7 +269,7 @@ def test_sentinel_tiles_become_crops(sentinel, tmp_path):
         crop = whole[48 * i:48 * i + 48, 48 * j:48 * j + 48]
         assert np.array_equal(pixels(out / row["split"] / "opt" / f"{row['id']}.png"), crop)
         assert np.array_equal(pixels(out / row["split"] / "sar" / f"{row['id']}.png"), crop[..., 0]), "one channel"
-        assert float(row["x_m"]) == 1000 * int(tile) + 480 * (j + 0.5) and float(row["y_m"]) == 5000 - 480 * (i + 0.5)
+        assert float(row["x_m"]) == 3000 * int(tile) + 480 * (j + 0.5) and float(row["y_m"]) == 5000 - 480 * (i + 0.5)
 
 
 def test_sentinel_faults_are_all_named(sentinel, tmp_path):
