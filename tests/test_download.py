@@ -1,4 +1,4 @@
-"""Downloads from a server on this machine: they go on after an interruption, and what is fetched is cut like the rest."""
+"""Downloads from a server on this machine: they go on after an interruption, and what comes is cut like the rest."""
 import http.server
 import io
 import json
