@@ -100,7 +100,8 @@ def build_contrastive(name, margin=0.5, temperature=0.05, label_smoothing=0.0):
     try:
         from pytorch_metric_learning import losses, miners
     except ImportError:
-        raise InputError(f"--loss {name} is a loss of pytorch-metric-learning: pip install -r requirements-losses.txt")
+        raise InputError(f"--loss {name} is a loss of pytorch-metric-learning: "
+                         "pip install -r requirements-optional.txt")
     if name == "multi-similarity":
         return LibraryLoss(losses.MultiSimilarityLoss())
     if name == "angular":

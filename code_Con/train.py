@@ -29,7 +29,7 @@ def arguments():
     group = parser.add_argument_group("contrastive")
     group.add_argument("--loss", choices=CONTRASTIVE, default="triplet",
                        help="triplet: batch-hard; the last three are pytorch-metric-learning's "
-                            "(requirements-losses.txt)")
+                            "(requirements-optional.txt)")
     group.add_argument("--temperature", type=options.above_zero, default=0.05,
                        help="of InfoNCE, to begin with: it is learned")
     group.add_argument("--label_smoothing", type=options.share, default=0.0)

@@ -101,7 +101,7 @@ def angular_by_loop(fc, degrees=40):
 )
 def test_the_librarys_losses_are_called_across_the_modalities(name, by_loop):
     pytest.importorskip(
-        "pytorch_metric_learning", reason="pytorch-metric-learning is not installed (requirements-losses.txt)"
+        "pytorch_metric_learning", reason="pytorch-metric-learning is not installed (requirements-optional.txt)"
     )
     torch.manual_seed(0)
     raw = torch.randn(14, 6).requires_grad_()  # the library normalises once more: compare the gradients before it
@@ -114,7 +114,7 @@ def test_the_librarys_losses_are_called_across_the_modalities(name, by_loop):
 def test_distance_weighted_triplets_pull_the_modalities_together(apart):
     """Also where they lie so far apart that every negative is beyond the sampling's cutoff, and no triplet is found."""
     pytest.importorskip(
-        "pytorch_metric_learning", reason="pytorch-metric-learning is not installed (requirements-losses.txt)"
+        "pytorch_metric_learning", reason="pytorch-metric-learning is not installed (requirements-optional.txt)"
     )
     torch.manual_seed(0)
     fc = torch.randn(32, 6)
@@ -131,7 +131,7 @@ def test_distance_weighted_triplets_pull_the_modalities_together(apart):
 
 def test_a_loss_of_a_library_that_is_not_there(monkeypatch):
     monkeypatch.setitem(sys.modules, "pytorch_metric_learning", None)
-    with pytest.raises(InputError, match="pip install -r requirements-losses.txt"):
+    with pytest.raises(InputError, match="pip install -r requirements-optional.txt"):
         build_contrastive("angular")
 
 

@@ -1,60 +1,51 @@
 """tools/report.py: intervals and paired tests against small cases, and the page as a reader sees it, in a browser."""
-import itertools
+import argparse
 import json
 import re
 import shutil
 
 import numpy as np
 import pytest
-from scipy import stats
+import torch
 
 from conftest import SMALL, script
-from tools.report import bootstrap_intervals, compare_rows, fill, sign_flip_p
+from tools.report import answer, fill, place_map, tiles_of_queries
 
 
-def test_intervals_are_scipys_bootstrap_and_hold_the_mean():
-    rng = np.random.default_rng(1)
-    values = (rng.random((300, 2)) < [0.3, 0.9]).astype(float)
-    lower, upper = bootstrap_intervals(values)
-    for k in range(2):
-        theirs = stats.bootstrap((values[:, k],), np.mean, n_resamples=10_000, method="percentile").confidence_interval
-        assert lower[k] == pytest.approx(theirs.low, abs=0.005) and upper[k] == pytest.approx(theirs.high, abs=0.005)
-        assert lower[k] < values[:, k].mean() < upper[k]
-    assert bootstrap_intervals(np.ones((50, 1))).ravel().tolist() == [1, 1]
+def test_queries_know_their_tiles():
+    retrievals = {"row": [{"truth": ["a", "c", "b"]}]}
+    pairs = argparse.Namespace(names=["a", "b", "c"], tiles=["t0", "t0", "t1"])
+    assert tiles_of_queries(retrievals, pairs) == ["t0", "t1", "t0"]
+    assert tiles_of_queries(retrievals, argparse.Namespace(names=["a"], tiles=["a"])) is None
 
 
-def test_intervals_cover_the_truth_as_often_as_they_say():
-    rng = np.random.default_rng(2)
-    values = (rng.random((200, 300)) < 0.6).astype(float)                   # 300 experiments of 200 queries
-    lower, upper = bootstrap_intervals(values)
-    assert 0.90 < ((lower <= 0.6) & (0.6 <= upper)).mean() < 0.99
+def line(row, feature, top1, ends):
+    return {"row": row, "feature": feature, "seeds": 3, "top1": top1, "top1_ends": ends}
 
 
-def test_p_is_that_of_all_signs():
-    differences = np.array(
-        [[1, 0.5, -1], [1, -0.5, 1], [0, 1, 0], [1, 1, 0], [1, 0, 1], [1, 1, -1], [0, -1, 0], [1, 0, 0]]
-    )
-    signs = np.array(list(itertools.product([-1, 1], repeat=8)))
-    exact = (np.abs(signs @ differences) >= np.abs(differences.sum(0)) - 1e-9).mean(0)
-    assert exact[0] == 2 / 64 and exact[2] == 1
-    assert sign_flip_p(differences) == pytest.approx(exact, abs=0.015)
+def test_the_page_opens_with_the_best_row_by_its_main_feature():
+    lines = [line("a", "FC", 50.0, (40, 60)), line("a", "POOL5", 99.0, (98, 100)), line("<b>", "FC", 60.04, (51, 69))]
+    text = answer(lines)
+    assert "&lt;b&gt;</strong> finds 60.0% of the places first (95% interval 51.0 to 69.0; FC, 3 seeds)" in text
 
 
-def test_planted_differences_are_found_and_noise_is_not():
-    rng = np.random.default_rng(3)
-    base = rng.random(500) < 0.6
-    better = base | (rng.random(500) < 0.15)                                # right where base is, and sometimes else
-    shuffled = np.where(rng.random(500) < 0.2, rng.random(500) < 0.6, base)     # as good, at other queries
-    difference, p = compare_rows(np.stack([base, better, shuffled], 1).astype(float))
-    assert difference[1, 0] == pytest.approx(better.mean() - base.mean()) and difference[0, 1] == -difference[1, 0]
-    assert p[1, 0] == p[0, 1] < 0.001 and p[0, 2] > 0.05 and np.isnan(np.diag(p)).all()
-    assert compare_rows(base[:, None].astype(float))[0].tolist() == [[0]]
+def test_the_map_has_a_panel_for_each_region_and_a_point_for_each_query(monkeypatch):
+    scattered = []
 
+    def scatter(axis, x, y, **style):
+        scattered.append((axis.get_title(), style["label"], sorted(x.tolist())))
 
-def test_few_of_many_comparisons_of_equal_rows_are_significant():
-    rng = np.random.default_rng(4)
-    _, p = compare_rows((rng.random((300, 12)) < 0.5).astype(float))        # 66 pairs, none of them different
-    assert (p < 0.05).sum() / 2 <= 2
+    monkeypatch.setattr("matplotlib.axes.Axes.scatter", scatter)
+    positions = torch.tensor([[1000.0, 0], [2000, 0], [3000, 0], [9e6, 0]], dtype=torch.float64)
+    pairs = argparse.Namespace(names=["a", "b", "c", "d"], positions=positions)
+    hits = [1, 1, 0, 0], [1, 0, 0, 1], [1, 1, 0, 0]
+    runs = [{"truth": ["d", "a", "b", "c"], "FC": {"top1": of_run}} for of_run in hits]
+    regions = {"a": "west", "b": "west", "c": "west", "d": "east"}
+    content = place_map({"row": "r", "feature": "FC"}, {"r": runs}, pairs, regions)
+    assert content.startswith(b"\x89PNG")
+    assert [points for _, _, points in scattered] == [[9000], [], [1], [2, 3]], "found by most of the seeds"
+    pairs.positions = None
+    assert place_map({"row": "r", "feature": "FC"}, {"r": runs}, pairs, regions) is None
 
 
 def test_what_fills_a_slot_is_not_a_slot():
@@ -162,16 +153,19 @@ def test_the_page_in_a_browser(browser, results):
     assert browser.get_log("browser") == []
 
 
-def test_the_page_fits_a_phone(browser, results):
-    browser.set_window_size(500, 800)
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 800, "deviceScaleFactor": 2, "mobile": True}
-    )
+@pytest.mark.parametrize("width, scheme", [(390, "light"), (390, "dark"), (1200, "dark")])
+def test_the_page_fits_its_screen(browser, results, width, scheme):
+    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
     browser.get((results / "report.html").as_uri())
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390, (
-        "tables scroll by themselves, the page does not"
-    )
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width, "tables scroll, not the page"
+    colours = browser.execute_script("const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]")
+    text, ground = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in colours)
+    assert (text > ground + 300) if scheme == "dark" else (ground > text + 300)
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
 def test_the_page_is_one_file_with_the_tables_figures(results):

@@ -58,7 +58,7 @@ def test_positions_are_printed_where_known(demo, run, tmp_path):
 
 
 def test_the_approximate_index_prints_its_recall(demo, run, tmp_path):
-    pytest.importorskip("faiss", reason="requirements-search.txt is not installed")
+    pytest.importorskip("faiss", reason="requirements-optional.txt is not installed")
     text = search(run, "--gallery", demo / "train/opt", "--query", demo / "train/sar/0001.png", "--index", "ivf")
     assert "recall of the first 5 against the exact search: 100.0%" in text, "with one cell, all is looked into"
 

@@ -19,83 +19,32 @@ import numpy as np
 import torch
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
-from scipy.stats import false_discovery_control
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's root, where shared/ and tools/ are
 
 from shared.dataset import load_splits
 from shared.evaluate import features_of
 from shared.finished_run import read_settings
+from shared.layouts import find_data, read_pairs_csv
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import read_rows, write_text
-from tools.figures import CYCLE, MARKERS, panels, png
+from tools.figures import CYCLE, GREEN, MARKERS, SAR, SKY, panels, png
+from tools.intervals import bootstrap_intervals, compare_rows
 from tools.results import (AUTHOR, AUTHORS_DATA_SET, AUTHORS_NOTES, DEMO_NOTE, FIGURES, add_tables, read_tables,
                            recipes, tables_of, tabulate, with_std)
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
-RESAMPLES, AT_ONCE = 10_000, 500
 LEVEL = 0.05
+NAMED = 5                                               # rows with a colour of their own in the curves
 PICTURES = {"tsne": "t-SNE of test embeddings, optical and SAR, the two of a place joined",
             "matched": "Scores of matched and of non-matched pairs",
             "pseudo_modal": "Pseudo-modal images among the others",
             "training": "Training",
             "failures": "Rank of the truth against edge density, and by region"}
-CURVES = ("CMC, mean of the seeds", "Top-1 over the epochs where it was evaluated, first seed",
+CURVES = ("CMC, mean of the seeds; the best rows in colour", "Top-1 over the epochs where it was evaluated, first seed",
           "Main loss term, first seed")
 FILTERS_COMMAND = "python tools/compare_filters.py --data_path DATA --run results/DATA/ROW/seed0"
 ANALYSES_COMMAND = "python tools/analyze.py --run results/DATA/ROW/seed0 --run …"
-
-
-# The statistics --------------------------------------------------------------------------------------------------
-
-def bootstrap_intervals(values, level=0.95, seed=0):
-    """Percentile intervals of means over queries.
-
-    values: (N, K), one column for each mean; all columns are resampled alike. Returns (2, K): lower and upper ends.
-    Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3.
-    """
-    generator = np.random.default_rng(seed)
-    count = len(values)
-    means = []
-    for _ in range(RESAMPLES // AT_ONCE):
-        times_drawn = generator.multinomial(count, np.full(count, 1 / count), AT_ONCE)
-        means.append(times_drawn @ values / count)
-    return np.percentile(np.concatenate(means), [50 * (1 - level), 50 * (1 + level)], axis=0)
-
-
-def sign_flip_p(differences, seed=0):
-    """Two-sided p values of paired differences, by a randomisation test.
-
-    differences: (N, K), one column for each comparison. Returns (K).
-    Where two rows are alike, the sign of each query's difference is a coin's: p is the share of random signs whose sum
-    is as far from 0, the one observed counted among them.
-    Source: Smucker et al., "A Comparison of Statistical Significance Tests for Information Retrieval Evaluation", CIKM
-    2007, section 3.
-    """
-    generator = np.random.default_rng(seed)
-    observed = np.abs(differences.sum(0))
-    as_far = np.ones(differences.shape[1])
-    for _ in range(RESAMPLES // AT_ONCE):
-        signs = generator.choice([-1.0, 1.0], (AT_ONCE, len(differences)))
-        as_far += (np.abs(signs @ differences) >= observed - 1e-9).sum(0)
-    return as_far / (RESAMPLES + 1)
-
-
-def compare_rows(values):
-    """Every pair of rows over the same queries.
-
-    values: (N, R), a row's top-1 (0 to 1, mean of its seeds) at each query.
-    Returns difference (R, R), row less column, and adjusted p (R, R), NaN on the diagonal, by Benjamini and Hochberg's
-    procedure over all pairs.
-    """
-    rows = values.shape[1]
-    first, second = np.triu_indices(rows, 1)
-    p = np.full((rows, rows), np.nan)
-    if rows > 1:
-        p[first, second] = false_discovery_control(sign_flip_p(values[:, first] - values[:, second]))
-        p[second, first] = p[first, second]
-    mean = values.mean(0)
-    return mean[:, None] - mean[None], p
 
 
 # What is read ------------------------------------------------------------------------------------------------------
@@ -120,6 +69,14 @@ def read_retrievals(runs):
                                  "move one of them out of the folder, or give it a table of its own")
             retrievals.setdefault(name, []).append(content)
     return retrievals
+
+
+def tiles_of_queries(retrievals, pairs):
+    """The tile of each query's place, N names; None where the data set does not tell tiles apart from places."""
+    if pairs.tiles == pairs.names:
+        return None
+    tile_of = dict(zip(pairs.names, pairs.tiles))
+    return [tile_of.get(truth, truth) for truth in next(iter(retrievals.values()))[0]["truth"]]
 
 
 def main_feature(runs, name):
@@ -150,51 +107,147 @@ def picture(content, text):
     return f'<figure><img src="{source}" alt="{escape(text)}"><figcaption>{escape(text)}</figcaption></figure>'
 
 
-def results_table(runs, retrievals, authors):
-    """Means and standard deviations over the seeds, as in table.md, with the intervals of top-1 and mAP."""
+def lines_with_intervals(runs, retrievals, tiles):
+    """The lines of tabulate(), each with the ends of the 95% intervals of top-1 and mAP: top1_ends, mAP_ends."""
     lines = tabulate(runs)
     values = []
     for line in lines:
         for figure in ("top1", "ap"):
             values.append(np.mean([run[line["feature"]][figure] for run in retrievals[line["row"]]], 0))
-    intervals = 100 * bootstrap_intervals(np.stack(values, 1)).T.reshape(len(lines), 2, 2)
+    values = np.stack(values, 1)
+    ends = 100 * bootstrap_intervals(values, tiles).T.reshape(len(lines), 2, 2)
+    return [{**line, "top1_ends": top1, "mAP_ends": average} for line, (top1, average) in zip(lines, ends)], values
+
+
+def results_table(lines, values, tiles, authors):
+    """Means and standard deviations over the seeds, as in table.md, with the intervals of top-1 and mAP."""
     cells = []
-    for line, (top1, average) in zip(lines, intervals):                # of each the lower and the upper end
+    for line in lines:
         figures = [with_std(line, name) for name in FIGURES]
-        figures.insert(1, "{:.1f} to {:.1f}".format(*top1))
-        figures += ["{:.1f} to {:.1f}".format(*average), f"{line['seconds']:.0f}"]
+        figures.insert(1, "{:.1f} to {:.1f}".format(*line["top1_ends"]))
+        figures += ["{:.1f} to {:.1f}".format(*line["mAP_ends"]), f"{line['seconds']:.0f}"]
         if authors:
             figures.append(AUTHOR.get(line["row"], "") if line["feature"] == "FC" else "")
         cells.append([line["row"], line["feature"], line["seeds"], *figures])
     header = ["row", "feature", "seeds", "top-1 (%)", "95% interval", "top-5", "top-10", "top-20", "mAP (%)",
               "95% interval", "training (s)"]
-    return table(header + (["the author: top-1, 5, 10, 20, mAP"] if authors else []), cells)
+    html_table = table(header + (["the author: top-1, 5, 10, 20, mAP"] if authors else []), cells)
+    return html_table + f"<p>{interval_note(values, tiles)}</p>"
 
 
-def differences_table(runs, retrievals):
-    """Of each row's main feature, against every other row."""
+def answer(lines):
+    """The page's first sentence: the best row and how sure that is. Of each row its first feature counts."""
+    best = max(main_lines(lines), key=lambda line: line["top1"])
+    lower, upper = best["top1_ends"]
+    text = (f"<strong>{escape(best['row'])}</strong> finds {best['top1']:.1f}% of the places first "
+            f"(95% interval {lower:.1f} to {upper:.1f}; {escape(best['feature'])}, ")
+    return f'<p class="answer">{text}{best["seeds"]} seed{"s" if best["seeds"] > 1 else ""}).</p>'
+
+
+def main_lines(lines):
+    """The line of each row's main feature."""
+    by_row = {}
+    for line in lines:
+        by_row.setdefault(line["row"], line)
+    return list(by_row.values())
+
+
+def bars(lines, authors):
+    """PNG: top-1 of every row with its interval; further features as hollow marks, the author's as crosses."""
+    rows = main_lines(lines)
+    figure, (axis,) = panels(width=6.5, height=0.8 + 0.22 * len(rows))
+    names = [line["row"] for line in rows]
+    top1 = np.array([line["top1"] for line in rows])
+    ends = np.array([line["top1_ends"] for line in rows])
+    at = np.arange(len(rows))
+    errors = np.abs(ends - top1[:, None]).T
+    axis.barh(at, top1, color=SKY, xerr=errors, error_kw={"linewidth": 0.8, "capsize": 2}, label=rows[0]["feature"])
+    others = [line for line in lines if not any(line is row for row in rows)]
+    if others:
+        axis.plot([line["top1"] for line in others], [names.index(line["row"]) for line in others], "o", color=SAR,
+                  markerfacecolor="none", markersize=4, label=others[0]["feature"])
+    if authors:
+        marks = [(AUTHOR.get(name, "").split(",")[0], i) for i, name in enumerate(names)]
+        known = [(float(text), i) for text, i in marks if text.replace(".", "", 1).isdigit()]
+        axis.plot(*zip(*known), "x", color="black", markersize=4, label="the author, FC")
+    axis.set(yticks=at, yticklabels=names, xlabel="top-1 (%), 95% interval", xlim=(0, 100))
+    axis.invert_yaxis()
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.6 / (0.8 + 0.22 * len(rows))), ncols=3)
+    return png(figure)
+
+
+def place_map(best, retrievals, pairs, region_of):
+    """PNG: where the places of the test split lie, green where the best row found them first, or None.
+
+    best: a line of tabulate(). region_of: name of a place -> its region; each has a panel of its own.
+    """
+    if pairs.positions is None:
+        return None
+    runs = retrievals[best["row"]]
+    share = np.mean([run[best["feature"]]["top1"] for run in runs], 0)
+    position_of = dict(zip(pairs.names, pairs.positions.numpy()))
+    truths = runs[0]["truth"]
+    points = np.array([position_of[truth] for truth in truths]) / 1000
+    regions = np.array([region_of.get(truth, "") for truth in truths])
+    names = [name for name in np.unique(regions) if np.isfinite(points[regions == name]).all()]
+    if not names:
+        return None
+    figure, axes = panels(len(names), width=2.8, height=3)
+    for axis, name in zip(axes, names):
+        for is_found, colour, label in ((True, GREEN, "found first"), (False, SAR, "not")):
+            chosen = (regions == name) & ((share >= 0.5) == is_found)
+            axis.scatter(*points[chosen].T, s=5, color=colour, marker="s", linewidths=0, label=label)
+        axis.set(title=name, xlabel="east (km)", ylabel="north (km)", aspect="equal")
+        axis.ticklabel_format(useOffset=False)
+        axis.locator_params(nbins=4)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return png(figure)
+
+
+def interval_note(values, tiles):
+    """What the intervals know; where that is tiles, how much wider they are than with queries one by one."""
+    if tiles is None:
+        return "Intervals and tests take each query by itself: the data set does not tell tiles apart from places."
+    by_tile, by_query = (np.ptp(bootstrap_intervals(values, drawn), axis=0) for drawn in (tiles, None))
+    ratio = by_tile.sum() / max(by_query.sum(), 1e-9)
+    return (f"Intervals and tests draw the {len(set(tiles))} tiles, not the {len(tiles)} queries, since neighbouring "
+            f"places are right or wrong together: the intervals are {ratio:.1f} times as wide as by query.")
+
+
+def differences_table(runs, retrievals, tiles):
+    """Of each row's main feature, against every other row; the columns are numbered, so that they fit a screen."""
     names = list(runs)
     values = [np.mean([run[main_feature(runs, name)]["top1"] for run in retrievals[name]], 0) for name in names]
-    difference, p = compare_rows(np.stack(values, 1))
+    difference, p = compare_rows(np.stack(values, 1), tiles)
     lines = []
     for i, name in enumerate(names):
-        cells = [name]
+        cells = [f"{i + 1} {name}"]
         for j in range(len(names)):
             is_significant = p[i, j] < LEVEL
             mark, star = ("strong", "*") if is_significant else ("span", "")
-            text = f'<{mark} title="p = {p[i, j]:.4f}">{100 * difference[i, j]:+.1f}{star}</{mark}>'
+            title = f"{escape(name)} less {escape(names[j])}: p = {p[i, j]:.4f}"
+            text = f'<{mark} title="{title}">{100 * difference[i, j]:+.1f}{star}</{mark}>'
             cells.append(Html("" if i == j else text))
         lines.append(cells)
-    return table(["row less column", *names], lines)
+    return table(["row less column", *(str(number) for number in range(1, len(names) + 1))], lines)
 
 
 def curves(runs, retrievals):
-    """HTML: CMC of each row (mean of its seeds); top-1 and the main loss term of its first run over the epochs."""
-    figures, ((cmc,), (top1,), (loss,)) = zip(*(panels(width=4, height=4) for _ in range(3)))
+    """HTML: CMC of each row (mean of its seeds); top-1 and the main loss term of its first run over the epochs.
+
+    The best rows are named, the others grey. A picture in which no row has two points is left out.
+    """
+    def top1_of(name):
+        return np.mean([run[main_feature(runs, name)]["top1"] for run in retrievals[name]])
+
+    best = sorted(runs, key=top1_of, reverse=True)[:NAMED]
+    figures, ((cmc,), (top1,), (loss,)) = zip(*(panels(width=4, height=4) for _ in CURVES))
     ks = np.arange(1, 21)
-    for i, name in enumerate(runs):
-        style = dict(color=CYCLE[i % len(CYCLE)], marker=MARKERS[i % len(MARKERS)], markersize=2.5,
-                     linestyle=("-", "--", ":")[i // len(CYCLE) % 3], label=name)
+    for name in sorted(runs, key=lambda name: name in best):                     # the named ones over the grey ones
+        style = dict(color="0.75", linewidth=0.7, markersize=2)
+        if name in best:
+            number = best.index(name)
+            style = dict(color=CYCLE[number], marker=MARKERS[number], markersize=2.5, label=name)
         feature = main_feature(runs, name)
         ranks = np.array([run[feature]["rank"] for run in retrievals[name]])      # seeds x queries
         cmc.plot(ks, 100 * (ranks[..., None] <= ks).mean((0, 1)), **style)
@@ -206,18 +259,22 @@ def curves(runs, retrievals):
         known = [(number, float(row[f"{feature}_top1"])) for number, row in zip(numbers, epochs)
                  if row.get(f"{feature}_top1")]
         if known:
-            top1.plot(*zip(*known), **style)
+            top1.plot(*zip(*known), **{"marker": ".", **style})
         term = next(column for column in epochs[0] if column not in ("epoch", "lr"))
         values = np.array([float(row[term]) for row in epochs])
         loss.plot(numbers, values / values[0], **style)
     cmc.set(xlabel="rank k", ylabel="queries with the truth in the first k (%)")
     top1.set(xlabel="epoch", ylabel="top-1 (%)", ylim=(0, 100))
     loss.set(xlabel="epoch", ylabel="main loss / its value in epoch 1", ylim=(0, None))
-    for figure, axis in zip(figures, (cmc, top1, loss)):
+    images = []
+    for figure, axis, text in zip(figures, (cmc, top1, loss), CURVES):
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    images = "".join(picture(png(figure), text) for figure, text in zip(figures, CURVES))
-    return f'<div class="row">{images}</div>'
+        has_curve = any(len(line.get_xdata()) > 1 for line in axis.lines)
+        content = png(figure)
+        if has_curve:
+            images.append(picture(content, text))
+    return f'<div class="row">{"".join(images)}</div>'
 
 
 def analyses(runs):
@@ -316,8 +373,8 @@ def for_each_table(tables, part):
 
 
 def notes(tables, data_set):
-    """The paragraphs above the tables."""
-    lines = [DEMO_NOTE] if data_set == "demo" else []
+    """What was evaluated, and how the runs were trained: the paragraphs below the tables."""
+    lines = []
     for name, runs in tables.items():
         _, metrics = next(iter(runs.values()))[0]
         of_table = f"{name}: " if len(tables) > 1 else ""
@@ -344,14 +401,34 @@ def main():
     data_path = args.data_path or read_settings(first_folder)["data_path"]
     pairs, = load_splits(data_path, ("test",), 96, workers=2)
 
+    tiles = {name: tiles_of_queries(found, pairs) for name, found in retrievals.items()}
     data_set = args.folder.resolve().name
     authors = data_set == AUTHORS_DATA_SET
+
+    lines = {name: lines_with_intervals(tables[name], retrievals[name], tiles[name]) for name in tables}
+    region_of = {name: row.get("region") or "" for name, row in read_pairs_csv(find_data(data_path), "test").items()}
+
+    def opening_of(name):
+        table_lines, _ = lines[name]
+        best = max(main_lines(table_lines), key=lambda line: line["top1"])
+        content = place_map(best, retrievals[name], pairs, region_of)
+        html_map = picture(content, f"Where {best['row']} finds the test places") if content else ""
+        chart = picture(bars(table_lines, authors), "All rows")
+        return f'{answer(table_lines)}<div class="row opening">{chart}{html_map}</div>'
+
+    def results_of(name):
+        return results_table(*lines[name], tiles[name], authors)
+
+    def differences_of(name):
+        return differences_table(tables[name], retrievals[name], tiles[name])
+
     data = json.dumps(gallery(all_runs, all_retrievals, pairs, args.queries))
     page = fill(TEMPLATE.read_text(), {
         "title": escape(data_set),
         "notes": notes(tables, data_set),
-        "results": for_each_table(tables, lambda name: results_table(tables[name], retrievals[name], authors)),
-        "differences": for_each_table(tables, lambda name: differences_table(tables[name], retrievals[name])),
+        "opening": (f"<p>{DEMO_NOTE}</p>" if data_set == "demo" else "") + for_each_table(tables, opening_of),
+        "results": for_each_table(tables, results_of),
+        "differences": for_each_table(tables, differences_of),
         "curves": for_each_table(tables, lambda name: curves(tables[name], retrievals[name])),
         "analyses": analyses(all_runs),
         "filters": filters(args.folder / "filters"),

@@ -6,7 +6,7 @@
 
 MAP_FOLDER holds optical images; MAP_EMBEDDINGS is what --save_embeddings wrote (here or of a test.py), so that a map
 is embedded once. Prints names, scores and positions where they are known, and writes a picture. --index ivf searches an
-approximate index, for maps of many millions (faiss, requirements-search.txt), and prints its recall against the exact
+approximate index, for maps of many millions (faiss, requirements-optional.txt), and prints its recall against the exact
 search.
 """
 import argparse
@@ -76,7 +76,7 @@ def approximate(query, gallery, k, probes):
     try:
         import faiss
     except ImportError:
-        raise InputError("--index ivf needs faiss: pip install -r requirements-search.txt")
+        raise InputError("--index ivf needs faiss: pip install -r requirements-optional.txt")
     # faiss wants 39 vectors for each cell, and learns from at most 256.
     cells = max(1, min(round(4 * math.sqrt(len(gallery))), len(gallery) // 39))
     dim = gallery.shape[1]
