@@ -36,18 +36,21 @@ SEEDS=${SEEDS:-0}
 # The profile -----------------------------------------------------------------------------------------------
 # With CUDA the recipe that is every flag's default: ResNet50 from ImageNet weights, 200 px, 60 epochs. Without, what
 # trains from scratch on a CPU in minutes; each train.py's --help tells what that is.
-PROFILE= SHORT= SAMPLE=
+PROFILE= SAMPLE= LONGER=
 if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
   PROFILE="--recipe cpu"
-  [ "$NAME" != demo ] || SHORT="--img_size 64 --batch_size 24 --epochs 4" SAMPLE="--sample 24"
+  if [ "$NAME" = demo ]; then
+    PROFILE+=" --img_size 64 --batch_size 24 --epochs 4" SAMPLE="--sample 24"
+    LONGER="--epochs 12"                # contrastive learning begins slowly, and its steps are the cheapest
+  fi
 fi
 if [ -d "$DATA_PATH/train_tiles" ] || [ -d "$HOME/$DATA_PATH/train_tiles" ]; then
   MANY=--windows
 else
   MANY=--symmetries
 fi
-SHORT+=" ${FLAGS:-}${EPOCHS:+ --epochs $EPOCHS}"
-echo "data: $DATA_PATH   seeds: $SEEDS   profile: ${PROFILE:-the default of every flag} $SHORT"
+MORE="${FLAGS:-}${EPOCHS:+ --epochs $EPOCHS}"
+echo "data: $DATA_PATH   seeds: $SEEDS   profile: ${PROFILE:-the default of every flag} $MORE"
 
 # The rows --------------------------------------------------------------------------------------------------
 # table NAME                              the rows below it, in results/<data set>/NAME.md (the ablation: table.md)
@@ -70,7 +73,7 @@ row triplet+adv+exchange-normalize code_Adv --channel_exchange --no_normalize
 row triplet+exchange+guided        code_Aux --channel_exchange --guided_filter
 row sharing-3                      code_Adv --channel_exchange --specify_num 3
 row sharing-5                      code_Adv --channel_exchange --specify_num 5
-row contrastive                    code_Con $MANY
+row contrastive                    code_Con $MANY $LONGER
 test_row triplet-test-flip         code triplet --tta flip
 test_row triplet-test-exchange     code triplet --tta exchange
 test_row triplet-test-guided       code triplet --tta guided
@@ -120,7 +123,7 @@ for i in "${order[@]}"; do
       [[ $word != @* ]] || word=results/$NAME/${word#@}/seed$seed
       command+=("$word")
     done
-    [[ ${scripts[i]} != */train.py ]] || command+=($SHORT)
+    [[ ${scripts[i]} != */train.py ]] || command+=($MORE)
     echo "== $name, seed $seed"
     "${command[@]}" || { [ $? -ne 130 ] || exit 130; failed+=("$name (seed $seed)"); }
   done

@@ -3,9 +3,10 @@
     python data/demo/prepare.py                       192 training and 96 test places in data/demo
     python data/demo/prepare.py OUT --train 500 --test 100 --seed 1
 
-A scene is a map of classes and heights. Optical: colour and texture by class, sun shadow. SAR (HH, VV, VH as
-R, G, B): back-scatter by class and polarisation, layover, double bounce, radar shadow, multiplicative speckle.
-The same seed gives the same files.
+A scene is a map of classes and heights. Optical: colour and texture by class and season, sun shadow. SAR (HH, VV, VH as
+R, G, B): back-scatter by class and polarisation, layover, double bounce, radar shadow, multiplicative speckle, seen
+from the left or from the right. What makes real pairs hard is there, too: four places each look alike but for trees
+and a few buildings, and the season changes colours that the radar does not see. The same seed gives the same files.
 """
 import argparse
 import sys
@@ -35,51 +36,60 @@ DB_RANGE = (-28.0, 4.0)                                 # mapped to 0 to 255
 LOOKS = 4
 RADAR_COT = 1.0                                         # cotangent of the incidence angle, 45 degrees, from the left
 SUN = (0.8, 0.6, 0.9)                                   # shadow direction (x, y) and tangent of the sun's elevation
+LOOK_ALIKES = 4                                         # places with the same ground and most of the same buildings
+# Grass, bare soil and trees in another season; the other classes look the same all year.
+WINTER = {GRASS: [148, 132, 98], SOIL: [108, 96, 84], TREE: [98, 88, 76]}
 
 
-def scene(rng):
-    """Draw a place: class (H, W) int, height (H, W) in px, roof colours (H, W, 3), all with the margin."""
+def scene(layout, rng):
+    """Draw a place: class (H, W) int, height (H, W) in px, roof colours (H, W, 3), all with the margin.
+
+    layout: the generator of fields, water, roads and most buildings, alike for places that look alike. rng: of what is
+    this place's own, trees and a few buildings.
+    """
     side = SIZE + 2 * MARGIN
     classes = np.full((side, side), GRASS, np.int32)
     height = np.zeros((side, side), np.float32)
     tint = rng.normal(0, 6, (1, 1, 3)).astype(np.float32) * np.ones((side, side, 1), np.float32)
 
-    def paint(value, shape_height=0.0, colour_std=0.0, texture=None):
+    def paint(value, shape_height=0.0, colour_std=0.0):
         mask = canvas > 0
         classes[mask] = value
-        height[mask] = shape_height if texture is None else shape_height * texture[mask]
+        height[mask] = shape_height
         if colour_std:
             tint[mask] = rng.normal(0, colour_std, 3)
 
     # Fields: polygons of bare soil or grass between random cuts.
-    for _ in range(rng.integers(2, 6)):
+    for _ in range(layout.integers(2, 6)):
         canvas = np.zeros((side, side), np.uint8)
-        cv2.fillConvexPoly(canvas, _rectangle(rng.uniform(0, side, 2), rng.uniform(50, 130, 2), rng.uniform(0, 180)), 1)
-        paint(int(rng.choice([GRASS, SOIL, SOIL])), colour_std=14)
-    if rng.random() < 0.45:                              # a river or a canal
+        corners = _rectangle(layout.uniform(0, side, 2), layout.uniform(50, 130, 2), layout.uniform(0, 180))
+        cv2.fillConvexPoly(canvas, corners, 1)
+        paint(int(layout.choice([GRASS, SOIL, SOIL])), colour_std=14)
+    if layout.random() < 0.45:                           # a river or a canal
         canvas = np.zeros((side, side), np.uint8)
-        points = np.cumsum(np.vstack([rng.uniform(0, side, 2) * [0, 1], rng.normal([side / 5, 0], [8, 30], (6, 2))]), 0)
-        cv2.polylines(canvas, [np.int32(points)], False, 1, int(rng.integers(8, 34)))
+        bends = np.vstack([layout.uniform(0, side, 2) * [0, 1], layout.normal([side / 5, 0], [8, 30], (6, 2))])
+        cv2.polylines(canvas, [np.int32(np.cumsum(bends, 0))], False, 1, int(layout.integers(8, 34)))
         paint(WATER, colour_std=6)
-    angle = rng.uniform(0, 90)
-    for _ in range(rng.integers(1, 4)):                  # roads, more or less on one grid
+    angle = layout.uniform(0, 90)
+    for _ in range(layout.integers(1, 4)):               # roads, more or less on one grid
         canvas = np.zeros((side, side), np.uint8)
-        direction = np.deg2rad(angle + rng.choice([0, 90]) + rng.normal(0, 4))
-        centre, along = rng.uniform(0, side, 2), 400 * np.array([np.cos(direction), np.sin(direction)])
+        direction = np.deg2rad(angle + layout.choice([0, 90]) + layout.normal(0, 4))
+        centre, along = layout.uniform(0, side, 2), 400 * np.array([np.cos(direction), np.sin(direction)])
         ends = np.int32(centre - along).tolist(), np.int32(centre + along).tolist()
-        cv2.line(canvas, *ends, 1, int(rng.integers(4, 9)))
+        cv2.line(canvas, *ends, 1, int(layout.integers(4, 9)))
         paint(ROAD, colour_std=8)
-    for _ in range(rng.integers(2, 26)):                 # buildings along the grid
+    common, own = layout.integers(2, 20), rng.integers(1, 5)
+    for source in [layout] * common + [rng] * own:       # buildings along the grid
         canvas = np.zeros((side, side), np.uint8)
-        outline = _rectangle(rng.uniform(0, side, 2), rng.uniform(9, 36, 2), angle + rng.normal(0, 3))
+        outline = _rectangle(source.uniform(0, side, 2), source.uniform(9, 36, 2), angle + source.normal(0, 3))
         cv2.fillConvexPoly(canvas, outline, 1)
-        paint(BUILDING, rng.uniform(4, 18), colour_std=14)
-    if rng.random() < 0.3:                               # a tank farm
-        corner, radius = rng.uniform(40, side - 120, 2), int(rng.integers(6, 13))
-        for i in range(int(rng.integers(2, 9))):
+        paint(BUILDING, source.uniform(4, 18), colour_std=14)
+    if layout.random() < 0.3:                            # a tank farm
+        corner, radius = layout.uniform(40, side - 120, 2), int(layout.integers(6, 13))
+        for i in range(int(layout.integers(2, 9))):
             canvas = np.zeros((side, side), np.uint8)
             cv2.circle(canvas, np.int32(corner + 2.8 * radius * np.array([i % 3, i // 3])).tolist(), radius, 1, -1)
-            paint(TANK, rng.uniform(6, 12), colour_std=10)
+            paint(TANK, layout.uniform(6, 12), colour_std=10)
     for _ in range(rng.integers(5, 60)):                 # trees, alone and in rows
         canvas = np.zeros((side, side), np.uint8)
         cv2.circle(canvas, np.int32(rng.uniform(0, side, 2)).tolist(), int(rng.integers(2, 6)), 1, -1)
@@ -90,16 +100,19 @@ def scene(rng):
 
 def render_optical(classes, height, tint, rng):
     """(S, S, 3) uint8 RGB."""
+    season, colour = rng.random(), COLOUR.copy()         # 0: as in COLOUR, 1: WINTER
+    for kind, winter in WINTER.items():
+        colour[kind] += season * (np.float32(winter) - colour[kind])
     noise = rng.normal(0, 1, classes.shape).astype(np.float32)
     noise = 0.6 * noise + 0.4 * _standard(cv2.GaussianBlur(noise, (0, 0), 3))
-    image = COLOUR[classes] + tint + (TEXTURE[classes] * noise)[..., None]
+    image = colour[classes] + tint + (TEXTURE[classes] * noise)[..., None]
     dx, dy, elevation = SUN
     shadow = np.zeros(classes.shape, bool)
     for distance in range(1, 24):                        # a pixel is dark when something towards the sun is high enough
         shift = np.float32([[1, 0, dx * distance], [0, 1, dy * distance]])
         towards_sun = cv2.warpAffine(height, shift, height.shape[::-1], flags=cv2.INTER_NEAREST)
         shadow |= towards_sun - elevation * distance > height
-    image *= 1 - 0.55 * cv2.GaussianBlur(shadow.astype(np.float32), (0, 0), 0.7)[..., None]
+    image *= 1 - 0.3 * cv2.GaussianBlur(shadow.astype(np.float32), (0, 0), 0.7)[..., None]
     image = cv2.GaussianBlur(image * rng.uniform(0.85, 1.15), (0, 0), 0.6)
     return _crop(image.clip(0, 255).astype(np.uint8))
 
@@ -141,9 +154,15 @@ def render_sar(classes, height, rng):
 def make_pair(place, seed, out):
     """Render one place, (split, number), to OUT/split/{opt,sar}/NAME.png."""
     split, number = place
+    layout = np.random.default_rng([seed, split == "test", number // LOOK_ALIKES, 1])
     rng = np.random.default_rng([seed, split == "test", number])
-    classes, height, tint = scene(rng)
-    images = {"opt": render_optical(classes, height, tint, rng), "sar": render_sar(classes, height, rng)}
+    classes, height, tint = scene(layout, rng)
+    opt = render_optical(classes, height, tint, rng)
+    if rng.random() < 0.5:
+        sar = render_sar(classes, height, rng)
+    else:                                                # the radar looks from the right
+        sar = render_sar(classes[:, ::-1], height[:, ::-1], rng)[:, ::-1]
+    images = {"opt": opt, "sar": sar}
     for modality, image in images.items():
         file = out / split / modality / f"{number:04d}.png"
         write_bytes(file, cv2.imencode(".png", image[..., ::-1])[1].tobytes())
