@@ -155,7 +155,7 @@ def main_lines(lines):
 def bars(lines, authors):
     """PNG: top-1 of every row with its interval; further features as hollow marks, the author's as crosses."""
     rows = main_lines(lines)
-    figure, (axis,) = panels(width=6.5, height=0.8 + 0.22 * len(rows))
+    figure, (axis,) = panels(width=6.5, height=1.2 + 0.22 * len(rows))
     names = [line["row"] for line in rows]
     top1 = np.array([line["top1"] for line in rows])
     ends = np.array([line["top1_ends"] for line in rows])
@@ -172,7 +172,7 @@ def bars(lines, authors):
         axis.plot(*zip(*known), "x", color="black", markersize=4, label="the author, FC")
     axis.set(yticks=at, yticklabels=names, xlabel="top-1 (%), 95% interval", xlim=(0, 100))
     axis.invert_yaxis()
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.6 / (0.8 + 0.22 * len(rows))), ncols=3)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return png(figure)
 
 
