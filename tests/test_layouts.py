@@ -65,7 +65,10 @@ def test_all_layouts_give_the_same_metrics(layouts):
         metrics = evaluate(search(query, gallery, test, cpu), test)
         assert ("distance" in metrics) == (name == "SN6-CMPC"), "only this layout holds positions"
         found[name] = {feature: metrics[feature] for feature in ("FC", "POOL5")}
-    assert all(metrics == found["folders"] for metrics in found.values()), found
+    # CMPC's names come in another order, and a mean in another order differs in its last digit.
+    for metrics in found.values():
+        for feature, figures in found["folders"].items():
+            assert metrics[feature] == pytest.approx(figures, rel=1e-12)
 
 
 def test_cmpc_several_sar_files_of_one_id(layouts, tmp_path):
