@@ -1,4 +1,5 @@
 """Downloads that go on after an interruption, and archives unpacked file by file."""
+import gzip
 import http.client
 import tarfile
 import urllib.error
@@ -35,17 +36,21 @@ def download(url, file):
         with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             if answer.status != 206:
                 fetched = 0
-            if answer.headers["ETag"]:
-                write_text(tag, answer.headers["ETag"])
             length = answer.headers["Content-Length"]
             total = fetched + int(length) if length else None
-            with open(part, "ab" if fetched else "wb") as out, tqdm(total=total, initial=fetched, unit="B",
-                                                                     unit_scale=True, desc=file.name,
-                                                                     disable=None) as bar:
+            bar = tqdm(total=total, initial=fetched, unit="B", unit_scale=True, desc=file.name, disable=None)
+            with bar, open(part, "ab" if fetched else "wb") as out:
+                # Only now: a tag beside bytes of another answer would join two files to one.
+                tag.unlink(missing_ok=True)
+                if answer.headers["ETag"]:
+                    write_text(tag, answer.headers["ETag"])
                 while portion := answer.read(PORTION):
                     out.write(portion)
                     bar.update(len(portion))
     except urllib.error.HTTPError as error:
+        if error.code == 416 and fetched:                             # killed between the last byte and the new name
+            part.unlink()
+            return download(url, file)
         raise InputError(f"{url} cannot be fetched ({error.code} {error.reason}): fetch it by hand to {file}")
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
@@ -75,11 +80,17 @@ def unpack(archive, out, folder, last):
                 if file.name == last:
                     held[file] = content.extractfile(member).read()
                 elif not file.is_file():
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    write_bytes(file, content.extractfile(member).read())
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+                    _write(file, content.extractfile(member).read())
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         archive.unlink()
         raise InputError(f"{archive} was damaged ({error}) and is removed: the same command fetches it again")
     for file, text in held.items():
+        _write(file, text)
+
+
+def _write(file, content):
+    try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(file, text)
+    except OSError as error:
+        raise InputError(f"{file.parent} cannot be made ({error.strerror}): make room for it")
+    write_bytes(file, content)

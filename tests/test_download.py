@@ -38,9 +38,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         may_go_on = wanted and server.knows_ranges and self.headers["If-Range"] == f'"{server.tag}"'
         start = int(wanted.removeprefix("bytes=").removesuffix("-")) if may_go_on else 0
+        if may_go_on and start >= len(server.content):
+            self.send_error(416)
+            return
         body = server.content[start:]
         self.send_response(206 if may_go_on else 200)
-        self.send_header("ETag", f'"{server.tag}"')
+        if server.tag:
+            self.send_header("ETag", f'"{server.tag}"')
         if server.tells_length:
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -91,6 +95,35 @@ def test_what_has_changed_or_cannot_go_on_starts_over(server, tmp_path, change):
         setattr(server, name, value)
     download(server.url, tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == server.content
+
+
+def test_a_kill_before_the_new_name_is_mended(server, tmp_path):
+    """All bytes are there, and the server has none to add."""
+    (tmp_path / "file.part").write_bytes(server.content)
+    (tmp_path / "file.tag").write_text('"one"')
+    download(server.url, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == server.content and server.asked == ["bytes=3000000-", None]
+
+
+def test_a_tag_is_not_left_beside_bytes_of_another_answer(server, tmp_path):
+    (tmp_path / "file.part").write_bytes(b"of another file")
+    (tmp_path / "file.tag").write_text('"one"')
+    server.knows_ranges, server.tag, server.cut = False, None, 1_000_000
+    with pytest.raises(InputError, match="the same command goes on"):
+        download(server.url, tmp_path / "file")
+    assert not (tmp_path / "file.tag").exists()
+    server.knows_ranges, server.tag = True, "one"
+    download(server.url, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == server.content and server.asked[-1] is None
+
+
+def test_a_folder_that_cannot_be_made_does_not_cost_the_archive(published, tmp_path):
+    (tmp_path / "a.tar.gz").write_bytes(archive_of(published))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/dataset").write_text("in the way")
+    with pytest.raises(InputError, match="dataset/opt.* cannot be made"):
+        unpack(tmp_path / "a.tar.gz", tmp_path / "out", "dataset", last="metadata.json")
+    assert (tmp_path / "a.tar.gz").is_file()
 
 
 def test_no_network_and_no_such_file_are_one_sentence(server, tmp_path):
