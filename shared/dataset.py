@@ -215,11 +215,11 @@ def _seed(*numbers):
 def _read_split(root, split, img_size, workers, store, problems):
     """Decode one split; what is wrong with it is appended to `problems`, and then None is returned."""
     before = len(problems)
-    listing = list_split(root, split, problems)
     left_out = read_leave_out(root, split)
+    listing = list_split(root, split, problems).without(left_out)
     rows = {name: {"x_m": x, "y_m": y} for name, (x, y) in listing.positions.items()}
     rows.update(read_pairs_csv(root, split))
-    opt, sar = _with_partners(listing, left_out, split, problems)
+    opt, sar = _with_partners(listing, split, problems)
     if left_out and not sar:
         problems.append(f"{root / split}: no pair is left of what leave_out.csv leaves out")
     names, sar_names = sorted(opt), sorted(sar)
@@ -249,11 +249,10 @@ def _read_split(root, split, img_size, workers, store, problems):
                  left_out=len(left_out), crop=opt_sizes[0] or len(read_image(opt_files[0])))
 
 
-def _with_partners(listing, left_out, split, problems):
-    """(opt, sar) of a Listing, as there, less what is left out; SAR images without a place, and training places
-    without a SAR image, are problems."""
-    opt = {name: image for name, image in listing.opt.items() if name not in left_out}
-    sar = {name: (place, image) for name, (place, image) in listing.sar.items() if not {name, place} & left_out}
+def _with_partners(listing, split, problems):
+    """(opt, sar) of a Listing, as there; SAR images without a place, and training places without a SAR image, are
+    problems."""
+    opt, sar = listing.opt, listing.sar
     if opt:
         orphans = [image for place, image in sar.values() if place not in opt]
         problems.extend(f"{image}: there is no optical image of this place" for image in orphans)

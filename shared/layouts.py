@@ -30,6 +30,12 @@ class Listing:
     sar: dict = field(default_factory=dict)
     positions: dict = field(default_factory=dict)
 
+    def without(self, left_out):
+        """The same less the places and SAR images named there, a set; a place takes its SAR images along."""
+        opt = {name: image for name, image in self.opt.items() if name not in left_out}
+        sar = {name: (place, image) for name, (place, image) in self.sar.items() if not {name, place} & left_out}
+        return Listing(opt, sar, self.positions)
+
 
 @dataclass(frozen=True)
 class TensorRow:

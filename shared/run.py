@@ -214,7 +214,7 @@ class Run:
         figures = " ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch")
         self.log(f"epoch {self.epoch}: {figures}")
         self._tell_collapse(row, dict(collapsed))
-        results = None
+        results = metrics = None
         if evaluation is not None and (is_last or self.epoch % self.args.eval_every == 0):
             query, gallery = embed_pairs(model, evaluation, self.device, self.autocast)
             results = search(query, gallery, evaluation, self.device)
@@ -230,7 +230,7 @@ class Run:
             self.save()
             return
         if self.is_first_process:
-            self._finish(model, evaluation, results)
+            self._finish(model, evaluation, results, metrics)
         distributed.stop()
 
     def _tell_collapse(self, row, collapsed):
@@ -254,7 +254,7 @@ class Run:
                              f"the last good checkpoint in {self.folder} is untouched")
         return {name: value for name, value in zip(names, values.mean(0).tolist())}
 
-    def _finish(self, model, evaluation, results):
+    def _finish(self, model, evaluation, results, metrics):
         state = {**model.settings, "img_size": self.args.img_size, "model": model.state_dict()}
         write_tensors(self.folder / "weights.pt", state)
         seconds = round(self.seconds, 1)
@@ -263,7 +263,7 @@ class Run:
         else:
             write_text(self.folder / "retrieval.json", json.dumps(retrievals(results, evaluation)))
             evaluated_on = "validation" if self.args.validate else "test"
-            text = summary(evaluate(results, evaluation), seconds, evaluation, evaluated_on)
+            text = summary(metrics, seconds, evaluation, evaluated_on)
         write_text(self.folder / "metrics.json", text)
         (self.folder / "checkpoint.pt").unlink(missing_ok=True)
         self.log(f"finished: {self.seconds:.0f} s of training, {self.folder}")

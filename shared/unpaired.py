@@ -52,21 +52,17 @@ def load_unpaired(data_path, img_size, workers, seed=0):
     Raises InputError that names every bad file, or where a modality is left without images.
     """
     root, problems = find_data(data_path), []
-    listing, left_out = list_split(root, "train", problems), read_leave_out(root, "train")
+    listing = list_split(root, "train", problems).without(read_leave_out(root, "train"))
     if problems:
         raise several(f"the data set {root} has {len(problems)} problem(s); mend or remove these files:", problems)
     rows = read_pairs_csv(root, "train")
-    opt = [(name, name, image) for name, image in sorted(listing.opt.items())]
-    sar = [(name, place, image) for name, (place, image) in sorted(listing.sar.items())]
 
-    def by_tile(images):
-        named = [(name, rows.get(place, {}).get("tile") or place, image) for name, place, image in images
-                 if not {name, place} & left_out]
-        return named, {tile for _, tile, _ in named}
+    def tile_of(place):
+        return rows.get(place, {}).get("tile") or place
 
-    opt, opt_tiles = by_tile(opt)
-    sar, sar_tiles = by_tile(sar)
-    both = sorted(opt_tiles & sar_tiles)
+    opt = [(name, tile_of(name), image) for name, image in sorted(listing.opt.items())]
+    sar = [(name, tile_of(place), image) for name, (place, image) in sorted(listing.sar.items())]
+    both = sorted({tile for _, tile, _ in opt} & {tile for _, tile, _ in sar})
     order = torch.randperm(len(both), generator=torch.Generator().manual_seed(seed)).tolist()
     for_sar = {both[i] for i in order[:len(both) // 2]}
     for_opt = {both[i] for i in order[len(both) // 2:]}

@@ -249,11 +249,8 @@ def list_splits(root, report):
     """The listings of both splits, what pairs.csv says of their places, and which images lack a partner."""
     seen = Seen()
     for split in SPLITS:
-        listing = list_split(root, split, seen.amiss)
         excluded = read_leave_out(root, split)
-        listing.opt = {name: image for name, image in listing.opt.items() if name not in excluded}
-        listing.sar = {name: (place, image) for name, (place, image) in listing.sar.items()
-                       if not {name, place} & excluded}
+        listing = list_split(root, split, seen.amiss).without(excluded)
         if excluded:
             report(f"{split}: leave_out.csv leaves out {len(excluded)}")
         seen.listings[split] = listing

@@ -108,7 +108,10 @@ def picture(content, text):
 
 
 def lines_with_intervals(runs, retrievals, tiles):
-    """The lines of tabulate(), each with the ends of the 95% intervals of top-1 and mAP: top1_ends, mAP_ends."""
+    """The lines of tabulate(), each with the ends of the 95% intervals of top-1 and mAP: top1_ends, mAP_ends.
+
+    And the values whose means these are, (N, 2 x lines): of each line top-1 and average precision at every query.
+    """
     lines = tabulate(runs)
     values = []
     for line in lines:
@@ -132,12 +135,16 @@ def results_table(lines, values, tiles, authors):
     header = ["row", "feature", "seeds", "top-1 (%)", "95% interval", "top-5", "top-10", "top-20", "mAP (%)",
               "95% interval", "training (s)"]
     html_table = table(header + (["the author: top-1, 5, 10, 20, mAP"] if authors else []), cells)
-    return html_table + f"<p>{interval_note(values, tiles)}</p>"
+    return html_table + f"<p>{interval_note(lines, values, tiles)}</p>"
 
 
-def answer(lines):
-    """The page's first sentence: the best row and how sure that is. Of each row its first feature counts."""
-    best = max(main_lines(lines), key=lambda line: line["top1"])
+def best_line(lines):
+    """The line of the best row; of each row its first feature counts."""
+    return max(main_lines(lines), key=lambda line: line["top1"])
+
+
+def answer(best):
+    """The page's first sentence: the best row, a line, and how sure that is."""
     lower, upper = best["top1_ends"]
     text = (f"<strong>{escape(best['row'])}</strong> finds {best['top1']:.1f}% of the places first "
             f"(95% interval {lower:.1f} to {upper:.1f}; {escape(best['feature'])}, ")
@@ -204,12 +211,13 @@ def place_map(best, retrievals, pairs, region_of):
     return png(figure)
 
 
-def interval_note(values, tiles):
+def interval_note(lines, values, tiles):
     """What the intervals know; where that is tiles, how much wider they are than with queries one by one."""
     if tiles is None:
         return "Intervals and tests take each query by itself: the data set does not tell tiles apart from places."
-    by_tile, by_query = (np.ptp(bootstrap_intervals(values, drawn), axis=0) for drawn in (tiles, None))
-    ratio = by_tile.sum() / max(by_query.sum(), 1e-9)
+    by_tile = sum(np.ptp(line[ends]) for line in lines for ends in ("top1_ends", "mAP_ends"))
+    by_query = 100 * np.ptp(bootstrap_intervals(values), axis=0).sum()
+    ratio = by_tile / max(by_query, 1e-9)
     return (f"Intervals and tests draw the {len(set(tiles))} tiles, not the {len(tiles)} queries, since neighbouring "
             f"places are right or wrong together: the intervals are {ratio:.1f} times as wide as by query.")
 
@@ -410,11 +418,11 @@ def main():
 
     def opening_of(name):
         table_lines, _ = lines[name]
-        best = max(main_lines(table_lines), key=lambda line: line["top1"])
+        best = best_line(table_lines)
         content = place_map(best, retrievals[name], pairs, region_of)
         html_map = picture(content, f"Where {best['row']} finds the test places") if content else ""
         chart = picture(bars(table_lines, authors), "All rows")
-        return f'{answer(table_lines)}<div class="row opening">{chart}{html_map}</div>'
+        return f'{answer(best)}<div class="row opening">{chart}{html_map}</div>'
 
     def results_of(name):
         return results_table(*lines[name], tiles[name], authors)

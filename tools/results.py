@@ -16,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's root, where shared/ is
 
 from shared.evaluate import features_of
+from shared.finished_run import read_settings
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import write_rows, write_text
 
@@ -121,7 +122,7 @@ def recipes(runs):
     rows = {}
     for name, row_runs in runs.items():
         for folder, _ in row_runs:
-            args = json.loads((folder / "args.json").read_text())
+            args = read_settings(folder)
             line = ("{arch}, {img_size} px, init {init}, {epochs} epochs, {batch_size} pairs, {optim}, {schedule} "
                     "schedule, learning rates {lr} and {lr_head}").format(**args)
             line += ", windows" if args.get("windows") else ""
