@@ -36,12 +36,13 @@ SEEDS=${SEEDS:-0}
 # The profile -----------------------------------------------------------------------------------------------
 # With CUDA the recipe that is every flag's default: ResNet50 from ImageNet weights, 200 px, 60 epochs. Without, what
 # trains from scratch on a CPU in minutes; each train.py's --help tells what that is.
-PROFILE= SAMPLE= LONGER=
+PROFILE= SAMPLE= LONGER= MATCH= SIDES=
 if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
   PROFILE="--recipe cpu"
   if [ "$NAME" = demo ]; then
     PROFILE+=" --img_size 64 --batch_size 24 --epochs 4" SAMPLE="--sample 24"
     LONGER="--epochs 12"                # contrastive learning begins slowly, and its steps are the cheapest
+    MATCH="--img_size 128 --query 64 --batch_size 16 --epochs 1" SIDES="--sides 64 --queries 1"
   fi
 fi
 if [ -d "$DATA_PATH/train_tiles" ] || [ -d "$HOME/$DATA_PATH/train_tiles" ]; then
@@ -79,6 +80,20 @@ test_row triplet-test-exchange     code triplet --tta exchange
 test_row triplet-test-guided       code triplet --tta guided
 test_row exchange-test-exchange    code_Aux triplet+exchange --tta exchange
 test_row contrastive-test-time     code_Con contrastive --tta symmetries
+
+# Positions on a map: on whole tiles where there are some. Retrieval, too, must not have seen the tiles held out.
+table match
+row match                    code_Match $MATCH
+row match-retrieval          code_Con $MANY $LONGER --validate 0.2
+test_row match-centre        code_Match match --retrieval @match-retrieval --method centre $SIDES
+test_row match-voting        code_Match match --retrieval @match-retrieval --method voting $SIDES
+test_row match-graph         code_Match match --retrieval @match-retrieval --method graph $SIDES
+test_row match-ncc           code_Match match --method ncc $SIDES
+test_row match-mi            code_Match match --method mi $SIDES
+test_row match-matcher       code_Match match --method matcher $SIDES
+test_row match-coarse-to-fine code_Match match --retrieval @match-retrieval --method coarse-to-fine $SIDES
+table match-trust
+test_row match-trust         code_Match match --method trust $SIDES
 
 # What is asked for -----------------------------------------------------------------------------------------
 number_of() {

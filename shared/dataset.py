@@ -138,13 +138,21 @@ def hold_out(pairs, share):
 
     Tiles are spread evenly over their sorted names, so that regions named in order are all represented.
     """
-    tiles = sorted(set(pairs.tiles))
+    held = held_out_tiles(pairs.tiles, share)
+    mask = torch.tensor([tile in held for tile in pairs.tiles])
+    return pairs.subset((~mask).nonzero().flatten()), replace(pairs.subset(mask.nonzero().flatten()), left_out=0)
+
+
+def held_out_tiles(tiles, share):
+    """The names that are held out of all those in `tiles`. InputError where nothing would be kept or held out.
+
+    Tiles are spread evenly over their sorted names, so that regions named in order are all represented.
+    """
+    tiles = sorted(set(tiles))
     count = round(share * len(tiles))
     if not 0 < count < len(tiles):
         raise InputError(f"--validate {share}: {len(tiles)} tiles cannot be split so; choose a share between 0 and 1")
-    held = {tiles[int((i + 0.5) * len(tiles) / count)] for i in range(count)}
-    mask = torch.tensor([tile in held for tile in pairs.tiles])
-    return pairs.subset((~mask).nonzero().flatten()), replace(pairs.subset(mask.nonzero().flatten()), left_out=0)
+    return {tiles[int((i + 0.5) * len(tiles) / count)] for i in range(count)}
 
 
 def describe(pairs, evaluation):

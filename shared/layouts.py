@@ -238,21 +238,39 @@ def read_pairs_csv(root, split=None):
     return rows
 
 
+TILE_METRES = ("left", "top", "right", "bottom")        # columns of tiles.csv that hold numbers
+
+
+def read_tiles_csv(root, split):
+    """DATA/tiles.csv, optional: tile name -> (left, top, right, bottom) in metres, y growing to the north.
+
+    Raises InputError where the file is no CSV with the columns split, tile and these four, or one holds no number.
+    """
+    file = root / "tiles.csv"
+    corners = {}
+    for name, row in _read_csv(file, split, key="tile").items():
+        try:
+            corners[name] = tuple(float(row[column]) for column in TILE_METRES)
+        except (KeyError, TypeError, ValueError):
+            raise InputError(f"{file}: tile {name} has no number in one of {', '.join(TILE_METRES)}; give metres")
+    return corners
+
+
 def read_leave_out(root, split):
     """DATA/leave_out.csv, optional, written by tools/check_data.py: names (of places or SAR images) to leave out."""
     return set(_read_csv(root / "leave_out.csv", split))
 
 
-def _read_csv(file, split):
+def _read_csv(file, split, key="id"):
     if not file.is_file():
         return {}
     try:
         rows = read_rows(file)
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{file} cannot be read as CSV in UTF-8 ({error}): save it as that")
-    if rows and not {"split", "id"} <= rows[0].keys():
-        raise InputError(f"{file}: the first line must name the columns split and id")
-    return {row["id"]: row for row in rows if split in (None, row["split"])}
+    if rows and not {"split", key} <= rows[0].keys():
+        raise InputError(f"{file}: the first line must name the columns split and {key}")
+    return {row[key]: row for row in rows if split in (None, row["split"])}
 
 
 def list_images(folder, problems):

@@ -134,12 +134,18 @@ def _onto(model, device):
     return model.to(device, memory_format=torch.channels_last)
 
 
-def _read_run(folder, flag):
+def require_run(folder, flag):
+    """The weights.pt of a finished run. InputError where the folder holds none."""
     file = folder / "weights.pt"
     if not file.is_file():
         begun = (folder / "args.json").is_file()
         state = "an unfinished run: the command that began it goes on" if begun else "no run"
         raise InputError(f"{flag} {folder} holds {state}")
+    return file
+
+
+def _read_run(folder, flag):
+    file = require_run(folder, flag)
     saved = load_tensors(file, flag)
     try:
         state, img_size = saved.pop("model"), saved.pop("img_size")

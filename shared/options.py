@@ -51,20 +51,13 @@ def training(description, cpu=()):
     """
     cpu = {**CPU_RECIPE, **dict(cpu)}
     parser = TrainingParser(description, cpu)
-
-    data = parser.add_argument_group("data")
-    data.add_argument("--data_path", required=True,
-                      help="the data set's folder, looked up here, then under the home directory")
-    data.add_argument("--img_size", type=positive, default=200, help="images are resized to this many pixels")
+    data = add_data(parser)
     data.add_argument("--no_normalize", action="store_true", help="leave out ImageNet's mean and standard deviation")
     data.add_argument("--windows", action="store_true",
                       help="train on windows drawn anywhere in DATA/train_tiles, at any of the eight symmetries")
     data.add_argument("--symmetries", action="store_true",
                       help="train on the crops at any of the eight symmetries of the square, both images of a pair "
                            "alike")
-    data.add_argument("--validate", type=share, default=0.0, metavar="SHARE",
-                      help="hold out this share of the training tiles and evaluate on them, never on the test split: "
-                           "for making choices")
 
     model = parser.add_argument_group("model")
     model.add_argument("--arch", choices=tuple(BACKBONES), default="resnet50")
@@ -82,28 +75,54 @@ def training(description, cpu=()):
     loss = parser.add_argument_group("triplet loss")
     loss.add_argument("--margin", type=not_negative, default=0.5, help="in squared L2 distance")
 
-    recipe = parser.add_argument_group("recipe")
-    recipe.add_argument("--recipe", choices=("author", "cpu"), default="author",
-                        help=f"the defaults of all other flags. author: as they stand here. cpu: {as_flags(cpu)}")
-    recipe.add_argument("--batch_size", type=positive, default=24, help="pairs in a batch")
-    recipe.add_argument("--epochs", type=positive, default=60)
+    recipe = add_recipe(parser)
     recipe.add_argument("--optim", choices=("sgd", "adamw"), default="sgd")
-    recipe.add_argument("--lr", type=not_negative, default=0.0025, help="of the backbone")
     recipe.add_argument("--lr_head", type=not_negative, default=0.025, help="of the embedding")
     recipe.add_argument("--schedule", choices=("step", "cosine"), default="step",
                         help="step: divided by ten every 20 epochs; cosine: to zero, after a warm-up over a tenth of "
                              "the steps")
-    recipe.add_argument("--seed", type=not_negative_integer, default=0)
 
-    run = parser.add_argument_group("run")
-    run.add_argument("--result_path",
-                     help="the run's folder (default: results/<data set>/<script folder>/seed<seed>)")
-    run.add_argument("--fresh", action="store_true", help="start over where the folder holds a run")
+    run = add_run(parser)
     run.add_argument("--eval_every", type=positive, default=10,
                      help="evaluate every so many epochs; the last one is what counts")
     add_device(run)
-    add_speed(run)
+    add_compile(run)
+    add_store(run)
     return parser
+
+
+def add_data(parser):
+    """The flags of any train.py that say what is read. Returns their group."""
+    group = parser.add_argument_group("data")
+    group.add_argument("--data_path", required=True,
+                       help="the data set's folder, looked up here, then under the home directory")
+    group.add_argument("--img_size", type=positive, default=200, help="images are resized to this many pixels")
+    group.add_argument("--validate", type=share, default=0.0, metavar="SHARE",
+                       help="hold out this share of the training tiles and evaluate on them, never on the test split: "
+                            "for making choices")
+    return group
+
+
+def add_recipe(parser):
+    """The flags of any train.py that say how it learns. Returns their group."""
+    group = parser.add_argument_group("recipe")
+    group.add_argument("--recipe", choices=("author", "cpu"), default="author",
+                       help=f"the defaults of all other flags. author: as they stand here. cpu: "
+                            f"{as_flags(parser.cpu)}")
+    group.add_argument("--batch_size", type=positive, default=24, help="pairs in a batch")
+    group.add_argument("--epochs", type=positive, default=60)
+    group.add_argument("--lr", type=not_negative, default=0.0025, help="of the backbone")
+    group.add_argument("--seed", type=not_negative_integer, default=0)
+    return group
+
+
+def add_run(parser):
+    """The flags of any train.py that say where the run lies. Returns their group."""
+    group = parser.add_argument_group("run")
+    group.add_argument("--result_path",
+                       help="the run's folder (default: results/<data set>/<script folder>/seed<seed>)")
+    group.add_argument("--fresh", action="store_true", help="start over where the folder holds a run")
+    return group
 
 
 def add_pseudo_modal(parser):
@@ -130,7 +149,8 @@ def testing(description):
     parser.add_argument("--save_embeddings", action="store_true",
                         help="write the embeddings to the run's folder, as .npy")
     add_device(parser)
-    add_speed(parser)
+    add_compile(parser)
+    add_store(parser)
     return parser
 
 
@@ -142,9 +162,12 @@ def add_device(group):
     group.add_argument("--workers", type=positive, default=2, help="threads that decode images")
 
 
-def add_speed(group):
+def add_compile(group):
     group.add_argument("--compile", action="store_true",
                        help="torch.compile the network: slow to begin, faster after")
+
+
+def add_store(group):
     group.add_argument("--store", choices=STORES, default="auto",
                        help="decoded images in memory, or on disk beside the data set; auto: in memory where they fit")
 

@@ -114,7 +114,7 @@ def load_windows(root, pairs, img_size, workers, batch_size):
     if problems:
         raise several(f"--windows: {root / 'train_tiles'} has {len(problems)} problem(s):", problems)
     sizes = torch.tensor([tile.shape[:2] for tile in opt])
-    windows = Windows(_stack(opt), _stack(sar), sizes, img_size, len(pairs), pairs.left_out)
+    windows = Windows(stack_tiles(opt), stack_tiles(sar), sizes, img_size, len(pairs), pairs.left_out)
     # Raises now, not in the middle of training, where they do not fit.
     windows.positions(batch_size, torch.Generator().manual_seed(0))
     return windows
@@ -150,7 +150,7 @@ def _read_tile(file, crop, img_size):
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
 
 
-def _stack(tiles):
+def stack_tiles(tiles):
     """(T, H, W, 3) uint8 of tiles (h, w, 3), each padded below and to the right to the largest size."""
     height, width = np.max([tile.shape[:2] for tile in tiles], axis=0)
     padding = [((0, height - tile.shape[0]), (0, width - tile.shape[1]), (0, 0)) for tile in tiles]

@@ -11,6 +11,7 @@ from PIL import Image
 from archive import METRES, ORIGIN, STRIPS, write_archive
 from conftest import REAL, ROOT, SMALL, script
 from data.split import split_by_blocks, split_by_tiles
+from shared.layouts import read_tiles_csv
 
 SN6, S1S2 = "data/SN6align200/prepare.py", "data/S1S2align200/prepare.py"
 CROP = 20
@@ -262,6 +263,9 @@ def test_sentinel_tiles_become_crops(sentinel, tmp_path):
         (s, r) for s in ("test", "train") for r in ("T11SLT", "T14RNT")
     ]
     assert {r["tile"] for r in rows if r["split"] == "train"} == {f.stem for f in (out / "train_tiles/opt").iterdir()}
+    assert {r["tile"] for r in rows if r["split"] == "test"} == {f.stem for f in (out / "test_tiles/sar").iterdir()}
+    corners = read_tiles_csv(out, None)
+    assert len(corners) == 4 and all(corners[t][:2] == (3000 * int(t), 5000) for t in corners)
     for row in rows[::7]:
         tile, number = row["id"].split("_")
         i, j = map(int, number)

@@ -30,8 +30,8 @@ from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import read_rows, write_text
 from tools.figures import CYCLE, GREEN, MARKERS, SAR, SKY, panels, png
 from tools.intervals import bootstrap_intervals, compare_rows
-from tools.results import (AUTHOR, AUTHORS_DATA_SET, AUTHORS_NOTES, DEMO_NOTE, FIGURES, add_tables, read_tables,
-                           recipes, tables_of, tabulate, with_std)
+from tools.results import (AUTHOR, AUTHORS_DATA_SET, AUTHORS_NOTES, DEMO_NOTE, FIGURES, add_tables, has_own_columns,
+                           own_cells, read_tables, recipes, tables_of, tabulate, tabulate_own, with_std)
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
 LEVEL = 0.05
@@ -136,6 +136,11 @@ def results_table(lines, values, tiles, authors):
               "95% interval", "training (s)"]
     html_table = table(header + (["the author: top-1, 5, 10, 20, mAP"] if authors else []), cells)
     return html_table + f"<p>{interval_note(lines, values, tiles)}</p>"
+
+
+def own_table(name, runs):
+    """A table whose rows bring their own columns, under its name."""
+    return f"<h3>{escape(name)}</h3>" + table(*own_cells(tabulate_own(runs)))
 
 
 def best_line(lines):
@@ -401,11 +406,13 @@ def main():
     parser.add_argument("--data_path", help="the data set (default: where the runs read it)")
     parser.add_argument("--queries", type=int, default=200, help="how many queries the gallery of retrievals shows")
     args = parser.parse_args()
-    tables = read_tables(args.folder, tables_of(args))
+    all_tables = read_tables(args.folder, tables_of(args))
+    own = {name: runs for name, runs in all_tables.items() if has_own_columns(runs)}
+    tables = {name: runs for name, runs in all_tables.items() if name not in own}
     retrievals = {name: read_retrievals(runs) for name, runs in tables.items()}
     all_runs = {row: runs for table_runs in tables.values() for row, runs in table_runs.items()}
     all_retrievals = {row: found for table_found in retrievals.values() for row, found in table_found.items()}
-    first_folder, _ = next(iter(all_runs.values()))[0]
+    first_folder, _ = next(iter(next(iter(all_tables.values())).values()))[0]
     data_path = args.data_path or read_settings(first_folder)["data_path"]
     pairs, = load_splits(data_path, ("test",), 96, workers=2)
 
@@ -435,7 +442,7 @@ def main():
         "title": escape(data_set),
         "notes": notes(tables, data_set),
         "opening": (f"<p>{DEMO_NOTE}</p>" if data_set == "demo" else "") + for_each_table(tables, opening_of),
-        "results": for_each_table(tables, results_of),
+        "results": for_each_table(tables, results_of) + "".join(own_table(name, runs) for name, runs in own.items()),
         "differences": for_each_table(tables, differences_of),
         "curves": for_each_table(tables, lambda name: curves(tables[name], retrievals[name])),
         "analyses": analyses(all_runs),

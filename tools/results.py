@@ -96,6 +96,35 @@ def tabulate(runs):
     return lines
 
 
+def has_own_columns(runs):
+    """Whether the rows of a table bring lines with columns of their own ("lines" of metrics.json), as localisation's
+    do, instead of retrieval figures."""
+    return all("lines" in metrics for row_runs in runs.values() for _, metrics in row_runs)
+
+
+def tabulate_own(runs):
+    """The lines of such a table: numbers are means over the seeds, everything else must agree."""
+    lines = []
+    for name, row_runs in runs.items():
+        for same in zip(*(metrics["lines"] for _, metrics in row_runs)):
+            line = {"row": name, "seeds": len(same)}
+            for column in same[0]:
+                values = [cells[column] for cells in same]
+                line[column] = statistics.mean(values) if all(isinstance(v, float) for v in values) else values[0]
+            lines.append(line)
+    return lines
+
+
+def own_cells(lines):
+    """(columns, cells): such lines as text; what a line lacks, or is not known, is left empty."""
+    columns = list(dict.fromkeys(column for line in lines for column in line))
+    cells = []
+    for line in lines:
+        values = [line.get(column) for column in columns]
+        cells.append([f"{v:.2f}" if isinstance(v, float) else "" if v is None else str(v) for v in values])
+    return columns, cells
+
+
 def with_std(line, figure):
     """A figure of a line of tabulate() as text, with its standard deviation where there is one."""
     std = line.get(f"{figure}_std", "")
@@ -134,9 +163,14 @@ def recipes(runs):
 
 def write_table(folder, table, runs, evaluated_on="test"):
     """Write and print one table of a folder. runs: {row: [(folder, metrics)]}."""
-    lines = tabulate(runs)
     data_set = folder.resolve().name
-    text = markdown(lines, data_set == AUTHORS_DATA_SET) + "\n" + "\n\n".join(recipes(runs))
+    if has_own_columns(runs):
+        lines = tabulate_own(runs)
+        columns, cells = own_cells(lines)
+        text = "".join(f"| {' | '.join(row)} |\n" for row in [columns, ["---"] * len(columns), *cells])
+    else:
+        lines, columns = tabulate(runs), COLUMNS
+        text = markdown(lines, data_set == AUTHORS_DATA_SET) + "\n" + "\n\n".join(recipes(runs))
     if evaluated_on == "validation":
         text += "\n\nEvaluated on held-out tiles of the training split, to choose by: not figures of the test split."
     if data_set == "demo":
@@ -144,7 +178,7 @@ def write_table(folder, table, runs, evaluated_on="test"):
     file = folder / ("table" if table == ABLATION else table)
     rounded = [{name: round(value, 4) if isinstance(value, float) else value for name, value in line.items()}
                for line in lines]
-    write_rows(f"{file}.csv", COLUMNS, rounded)
+    write_rows(f"{file}.csv", columns, rounded)
     write_text(f"{file}.md", text)
     print(f"{text}\n{file}.md, {file}.csv")
 

@@ -27,6 +27,7 @@ from data.download import download, unpack
 from data.output import open_output, write_pairs_csv, write_png
 from data.split import split_by_tiles
 from shared.plumbing.errors import InputError, run_script, several
+from shared.plumbing.files import write_rows
 
 PUBLISHED = "https://github.com/VolkovVl/Optical-SAR-dataset/archive/34d7e20e68fe59363d383ae9a165bee63c5a7320.tar.gz"
 ROUNDING = 1.0                                          # pixels by which tiles that only touch may seem to overlap
@@ -132,9 +133,9 @@ def cut(tile, split, hidden_from, out, crop, keep_tiles):
     images = {modality: np.array(Image.open(file)) for modality, file in (("opt", tile.opt), ("sar", tile.sar))}
     if images["sar"].ndim == 3 and (images["sar"] == images["sar"][..., :1]).all():
         images["sar"] = images["sar"][..., 0]                   # one channel, published three times
-    if keep_tiles and split == "train":
+    if keep_tiles:
         for modality, image in images.items():
-            write_png(out / "train_tiles" / modality / f"{tile.name}.png", image)
+            write_png(out / f"{split}_tiles" / modality / f"{tile.name}.png", image)
     down, across = tile.height // crop, tile.width // crop
     digits = len(str(max(down, across) - 1))
     rows = []
@@ -154,6 +155,14 @@ def cut(tile, split, hidden_from, out, crop, keep_tiles):
     return rows
 
 
+def write_tiles_csv(out, tiles, test):
+    """tiles.csv: where each tile lies, in EPSG:3395 metres."""
+    columns = ("split", "tile", "region", "left", "top", "right", "bottom")
+    rows = [{"split": "test" if tile.name in test else "train", "tile": tile.name,
+             **{column: getattr(tile, column) for column in columns[2:]}} for tile in tiles]
+    write_rows(out / "tiles.csv", columns, rows)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, nargs="?", help="the folder that the published archive unpacks to")
@@ -164,7 +173,8 @@ def main():
     parser.add_argument("--test_share", type=float, default=0.3, help="of the tiles of each region")
     parser.add_argument("--seed", type=int, default=0, help="of the split")
     parser.add_argument("--keep_tiles", action="store_true",
-                        help="also write the training tiles whole, to train_tiles/")
+                        help="also write the tiles whole, to train_tiles/ and test_tiles/, and where they lie, to "
+                             "tiles.csv")
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     if args.download == bool(args.source):
@@ -182,7 +192,7 @@ def main():
     test = split_by_tiles({name: tile.region for name, tile in tiles.items()}, args.test_share, args.seed)
     settings = {"crop": args.crop, "test_share": args.test_share, "seed": args.seed, "tiles": sorted(tiles),
                 "left_out": "repeated tiles, test crops that show training ground"}
-    splits = ("train", "test", "train_tiles") if args.keep_tiles else ("train", "test")
+    splits = ("train", "test", "train_tiles", "test_tiles") if args.keep_tiles else ("train", "test")
     open_output(args.out, settings, [f"{split}/{modality}" for split in splits for modality in ("opt", "sar")])
 
     repeated = leave_out_repeated(tiles, test)
@@ -199,6 +209,8 @@ def main():
         rows = [row for part in tqdm(done, total=len(kept), desc="tiles", disable=None) for row in part]
     places = sum((tile.height // args.crop) * (tile.width // args.crop) for tile in kept)
     print(f"left out: {places - len(rows)} test places that show ground of a training tile")
+    if args.keep_tiles:
+        write_tiles_csv(args.out, kept, test)
     write_pairs_csv(args.out, ("split", "id", "region", "tile", "x_m", "y_m", "size_m"), rows)
 
 

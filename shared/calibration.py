@@ -1,0 +1,121 @@
+"""How far an answer can be trusted: learned on held-out training tiles, kept as calibration.json of a run."""
+import json
+from pathlib import Path
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+
+from shared.plumbing.errors import InputError
+from shared.plumbing.files import write_text
+
+CALIBRATION = "calibration.json"
+OUTCOMES = ("located", "ambiguous", "not on this map")  # right, another place of the map, off the map
+RIGHT_PX = 20                                           # an answer this near is right
+FALSE_ACCEPTANCE = 0.03                                 # of queries off the map may be called located; 0.05 is the aim
+COVERAGE, BINS = 0.9, 3                                 # bins of the located answers; one more holds the others
+SCALE_FACTORS = np.geomspace(0.25, 8, 21)
+
+
+class Calibration:
+    """The numbers of a calibration.json.
+
+    sides, scales: the logits' scale at each side of a query in px; between them it is interpolated. mean, std: of the
+    evidence (localization.EVIDENCE). weights, bias: of a logistic regression over OUTCOMES. threshold: of the
+    probability of being right, from which an answer is located. edges, radii: COVERAGE of the answers that are right or
+    wrong lie within radii[i] px where that probability is in bin i, between edges[i] and edges[i + 1].
+    texture: least standard deviation of a query's grey levels. metres: of a pixel of the tiles that were learned from.
+    """
+
+    NAMES = ("sides", "scales", "mean", "std", "weights", "bias", "threshold", "edges", "radii", "texture", "metres")
+
+    def __init__(self, **numbers):
+        for name in self.NAMES:
+            setattr(self, name, np.asarray(numbers[name], float))
+
+    def scale(self, side):
+        """The logits' factor on the scores of queries of `side` px."""
+        return float(np.exp(np.interp(np.log(side), np.log(self.sides), np.log(self.scales))))
+
+    def confidence(self, evidence):
+        """(len(OUTCOMES)) probabilities. evidence: as Search.evidence gives it, or (N, len(EVIDENCE))."""
+        logits = (np.asarray(evidence) - self.mean) / self.std @ self.weights.T + self.bias
+        odds = np.exp(logits - logits.max(-1, keepdims=True))
+        return odds / odds.sum(-1, keepdims=True)
+
+    def status(self, confidence):
+        """One of OUTCOMES."""
+        if confidence[0] >= self.threshold:
+            return OUTCOMES[0]
+        return OUTCOMES[1 + int(np.argmax(confidence[1:]))]
+
+    def radius(self, confidence):
+        """Px about the answer within which the truth lies in COVERAGE of such cases, on this map."""
+        return float(self.radii[np.searchsorted(self.edges[1:-1], confidence[0], "right")])
+
+    def save(self, file):
+        write_text(file, json.dumps({name: getattr(self, name).tolist() for name in self.NAMES}, indent=1))
+
+
+def load_calibration(folder):
+    """The Calibration of a run's folder. InputError where there is none."""
+    file = Path(folder) / CALIBRATION
+    try:
+        return Calibration(**json.loads(file.read_text()))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} cannot be read ({error!r}): the training command that made the run makes it, too")
+
+
+def fit_calibration(sides, scales, evidence, outcomes, errors, textures, metres):
+    """The Calibration of N queries with known answers.
+
+    evidence: (N, len(EVIDENCE)). outcomes: (N) int, of OUTCOMES. errors: (N) px, of those on the map. textures: (N).
+    """
+    mean, std = evidence.mean(0), np.maximum(evidence.std(0), 1e-6)
+    regression = LogisticRegression(max_iter=1000).fit((evidence - mean) / std, outcomes)
+    weights, bias = np.zeros((len(OUTCOMES), evidence.shape[1])), np.full(len(OUTCOMES), -30.0)
+    if len(regression.classes_) == 2:                                 # scikit-learn keeps one row for two classes
+        weights[regression.classes_[1]], bias[regression.classes_[1]] = regression.coef_[0], regression.intercept_[0]
+        bias[regression.classes_[0]] = 0.0
+    else:
+        weights[regression.classes_], bias[regression.classes_] = regression.coef_, regression.intercept_
+    numbers = {"sides": sides, "scales": scales, "mean": mean, "std": std, "weights": weights, "bias": bias,
+               "threshold": 1.0, "edges": [0, 1], "radii": [0], "texture": _least_texture(textures, outcomes),
+               "metres": metres}
+    right = Calibration(**numbers).confidence(evidence)[:, 0]
+    off = np.sort(right[outcomes == OUTCOMES.index("not on this map")])
+    numbers["threshold"] = conformal_quantile(off, 1 - FALSE_ACCEPTANCE)
+    on = outcomes != OUTCOMES.index("not on this map")
+    located = right[on][right[on] >= numbers["threshold"]]
+    inner = np.quantile(located, np.linspace(0, 1, BINS + 1)[1:-1]) if len(located) else []
+    numbers["edges"] = [0.0, numbers["threshold"], *inner, 1.0]
+    bins = np.searchsorted(numbers["edges"][1:-1], right[on], "right")
+    numbers["radii"] = [conformal_quantile(errors[on][bins == i], COVERAGE) for i in range(len(numbers["edges"]) - 1)]
+    return Calibration(**numbers)
+
+
+def conformal_quantile(values, level):
+    """The value below which a new one lies with probability `level` at least, if it is exchangeable with these.
+
+    Source: Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World", 2005; the largest where there are too
+    few to tell.
+    """
+    values = np.sort(values)
+    if not len(values):
+        return 0.0
+    return float(values[min(len(values), int(np.ceil((len(values) + 1) * level))) - 1])
+
+
+def _least_texture(textures, outcomes, run=10):
+    """The level up to which, of any `run` queries on the map that follow each other, fewer than a fifth are found."""
+    on = outcomes != OUTCOMES.index("not on this map")
+    order = np.argsort(textures[on], kind="stable")
+    if len(order) < run:
+        return 0.0
+    found = np.convolve(outcomes[on][order] == 0, np.ones(run), "valid") / run
+    hopeless = int(np.argmax(found >= 0.2)) if (found >= 0.2).any() else len(found)
+    return float(textures[on][order][hopeless - 1]) if hopeless else 0.0
+
+
+def texture_of(image):
+    """Standard deviation of a query's grey levels, uint8."""
+    return float(image.mean(-1).std())

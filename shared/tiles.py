@@ -1,0 +1,136 @@
+"""Whole aligned tiles of a split: the maps that a query is looked for on, and the ground that queries are cut from.
+
+DATA/{train,test}_tiles/{opt,sar}/TILE.png|jpg|tif are the tiles that the crops of the split were cut from. Where a data
+set has none, its crops are taken for tiles: enough to try everything, and no more.
+"""
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import torch
+
+from shared.dataset import held_out_tiles
+from shared.layouts import find_data, list_images, list_split, read_any_image, read_leave_out, read_pairs_csv
+from shared.layouts import read_tiles_csv
+from shared.plumbing.errors import InputError, several
+from shared.windows import Windows, stack_tiles
+
+DEFAULT_METRES = 10.0                                   # of a pixel, where the data set does not tell: Sentinel's
+
+
+@dataclass
+class Tiles:
+    """T tiles in memory. names: of each. opt, sar: T images each, (H, W, 3) uint8, RGB.
+
+    hidden: for each, the rectangles (top, left, bottom, right) in px that leave_out.csv leaves out, and of test tiles
+    those that a training tile shows, too, as far as positions are known. metres: side of a
+    pixel on the ground, as the data set's projection counts it.
+    """
+    names: list
+    opt: list
+    sar: list
+    hidden: list
+    metres: float
+
+    def __len__(self):
+        return len(self.names)
+
+    def subset(self, rows):
+        return replace(self, **{name: [getattr(self, name)[i] for i in rows] for name in
+                                ("names", "opt", "sar", "hidden")})
+
+    def hold_out(self, share):
+        """(kept, held out): the very tiles that shared.dataset.hold_out holds out of the same data set."""
+        held = held_out_tiles(self.names, share)
+        kept = self.subset([i for i, name in enumerate(self.names) if name not in held])
+        return kept, self.subset([i for i, name in enumerate(self.names) if name in held])
+
+    def windows(self, side, places):
+        """Windows of `side` px to draw from these tiles, `places` an epoch. InputError where a tile is smaller."""
+        sizes = torch.tensor([tile.shape[:2] for tile in self.opt])
+        small = [name for name, size in zip(self.names, sizes) if size.min() < side]
+        if small:
+            raise InputError(f"--img_size {side}: the tile {small[0]} is smaller; give a smaller one")
+        return Windows(stack_tiles(self.opt), stack_tiles(self.sar), sizes, side, places)
+
+
+def load_tiles(data_path, split, workers):
+    """The tiles of a split, `train` or `test`, those of which leave_out.csv leaves nothing left out.
+
+    Raises InputError that names every bad file.
+    """
+    root, problems = find_data(data_path), []
+    left_out = read_leave_out(root, split)
+    folder = root / f"{split}_tiles"
+    if folder.is_dir():
+        files = {modality: list_images(folder / modality, problems) for modality in ("opt", "sar")}
+        for name in sorted(files["opt"].keys() ^ files["sar"].keys()):
+            problems.append(f"{folder}: tile {name} is not there in both modalities")
+    else:
+        listing = list_split(root, split, problems).without(left_out)
+        files = {"opt": listing.opt, "sar": {}}
+        for place, image in listing.sar.values():
+            files["sar"].setdefault(place, image)
+    names = sorted(files["opt"].keys() & files["sar"].keys())
+    places = read_pairs_csv(root, split)
+    of_tile = {}
+    for place, row in places.items():
+        of_tile.setdefault(row.get("tile"), []).append(place)
+    names = [name for name in names if not (name in of_tile and left_out.issuperset(of_tile[name]))]
+
+    def read(file):
+        try:
+            return read_any_image(file)
+        except InputError as error:
+            problems.append(str(error))
+
+    with ThreadPoolExecutor(workers) as pool:
+        opt, sar = (list(pool.map(read, [files[modality][name] for name in names])) for modality in ("opt", "sar"))
+    for name, opt_tile, sar_tile in zip(names, opt, sar):
+        if opt_tile is not None and sar_tile is not None and opt_tile.shape != sar_tile.shape:
+            problems.append(f"{files['sar'][name]}: not the size of {files['opt'][name]}")
+    if not names and not problems:
+        problems.append(f"{folder}: there is no tile")
+    if problems:
+        raise several(f"the tiles of {root} have {len(problems)} problem(s); mend or remove these files:", problems)
+    corners = read_tiles_csv(root, split)
+    others = list(read_tiles_csv(root, "train").values()) if split == "test" else []
+    hidden = []
+    for name, tile in zip(names, opt):
+        away = left_out.intersection(of_tile.get(name, ()))
+        squares = [square for square in (_square(places[place]) for place in sorted(away)) if square]
+        hidden.append(_rectangles([*squares, *others], corners[name], tile) if name in corners else [])
+    return Tiles(names, opt, sar, hidden, _metres(names, opt, corners, places))
+
+
+def _square(row):
+    """(left, top, right, bottom) in metres of a row of pairs.csv, None where it does not tell."""
+    if not {"x_m", "y_m", "size_m"} <= row.keys():
+        return None
+    x, y, half = row["x_m"], row["y_m"], row["size_m"] / 2
+    return x - half, y + half, x + half, y - half
+
+
+def _rectangles(squares, corners, tile):
+    """What a tile shows of squares in metres, as (top, left, bottom, right) in px; less than a pixel is nothing."""
+    left, top, right, bottom = corners
+    height, width = tile.shape[:2]
+    across, down = width / (right - left), height / (top - bottom)
+    rectangles = []
+    for square_left, square_top, square_right, square_bottom in squares:
+        rectangle = [(top - square_top) * down, (square_left - left) * across,
+                     (top - square_bottom) * down, (square_right - left) * across]
+        rectangle = [round(min(max(edge, 0), size)) for edge, size in zip(rectangle, (height, width) * 2)]
+        if rectangle[2] - rectangle[0] > 1 and rectangle[3] - rectangle[1] > 1:
+            rectangles.append(tuple(rectangle))
+    return rectangles
+
+
+def _metres(names, tiles, corners, places):
+    for name, tile in zip(names, tiles):
+        if name in corners:
+            left, _, right, _ = corners[name]
+            return (right - left) / tile.shape[1]
+        if "size_m" in places.get(name, {}):
+            return places[name]["size_m"] / tile.shape[1]
+    return DEFAULT_METRES
+

@@ -1,0 +1,212 @@
+"""tools/locate.py and its maps: coordinates, windows, answers, statuses, and what is refused."""
+import csv
+import json
+import math
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from conftest import script
+from test_matcher import ground
+
+rasterio = pytest.importorskip("rasterio", reason="requirements-optional.txt is not installed")
+pyproj = pytest.importorskip("pyproj", reason="requirements-optional.txt is not installed")
+
+from rasterio.transform import Affine, from_origin
+
+from calibrate import calibrate
+from queries import cut_turned
+from shared.matcher import STRIDE, Matcher
+from shared.plumbing.device import autocast
+from shared.tiles import Tiles
+from tools.maps import GeoMap, MapFeatures
+
+CPU = torch.device("cpu")
+LEFT, TOP = 500_000.0, 3_800_000.0
+UTM = "EPSG:32611"
+
+
+def write_map(file, image, transform, crs=UTM, **more):
+    bands = image.transpose(2, 0, 1) if image.ndim == 3 else image[None]
+    with rasterio.open(file, "w", driver="GTiff", width=image.shape[1], height=image.shape[0], count=len(bands),
+                       dtype=image.dtype, crs=crs, transform=transform, **more) as out:
+        out.write(bands)
+    return file
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A matcher that sees both modalities alike, unlearned, and its calibration: it finds what is the same image."""
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    model = Matcher(channels=8, widths=(8, 8, 8, 8))
+    model.sar_branch.load_state_dict(model.opt_branch.state_dict())
+    torch.save({**model.settings, "img_size": 64, "model": model.state_dict()}, folder / "weights.pt")
+    images = [ground(256, seed) for seed in range(20, 24)]
+    tiles = Tiles(list("abcd"), images, images, [[]] * 4, 10.0)
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr("calibrate.ROUNDS", ((100, 0, 10), (100, 180, 1)))
+    calibrate(model.eval(), tiles, CPU, autocast(CPU, "off")).save(folder / "calibration.json")
+    monkeypatch.undo()
+    return folder
+
+
+def locate(run, *flags, map_file, out):
+    return script("tools/locate.py", "--run", run, "--map", map_file, "--out", out, "--cache", out / "cache",
+                  "--device", "cpu", "--amp", "off", *flags)
+
+
+SQUARE = (120, 60)                                      # row and column of the source pixel that is looked for
+TRANSFORMS = {
+    "north up": (from_origin(LEFT, TOP, 10, 10), UTM),
+    "south up": (Affine(10, 0, LEFT, 0, 10, TOP - 2000), UTM),
+    "turned": (Affine.translation(LEFT, TOP) * Affine.rotation(-30) * Affine.scale(10, -10), UTM),
+    "finer": (from_origin(LEFT, TOP, 5, 5), UTM),
+    "degrees": (from_origin(-117.0, 34.4, 1e-4, 1e-4), "EPSG:4326"),
+    "feet": (from_origin(6_500_000, 1_900_000, 30, 30), "EPSG:2229"),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_coordinates_are_exact_to_half_a_pixel(tmp_path, name):
+    transform, crs = TRANSFORMS[name]
+    image = np.full((200, 160, 3), 40, np.uint8)
+    row, column = SQUARE
+    image[row - 4:row + 5, column - 4:column + 5] = 250
+    geo = GeoMap(write_map(tmp_path / "map.tif", image, transform, crs), 10.0)
+    seen, shown = geo.read(0, 0, geo.width, geo.height)
+    down, across = np.nonzero(seen[..., 0] > 145)
+    x, y = geo.to_map(across.mean() + 0.5, down.mean() + 0.5)
+    true_x, true_y = transform * (column + 0.5, row + 0.5)
+    to_grid = pyproj.Transformer.from_crs(crs, geo.crs, always_xy=True)
+    off = np.subtract(to_grid.transform(x, y), to_grid.transform(true_x, true_y))
+    assert np.abs(off).max() < 5, "half a pixel of 10 m"
+    lonlat = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(x, y)
+    assert geo.to_lonlat(across.mean() + 0.5, down.mean() + 0.5) == pytest.approx(lonlat, abs=1e-9)
+    assert geo.from_crs(true_x, true_y, crs) == pytest.approx((across.mean() + 0.5, down.mean() + 0.5), abs=0.5)
+    assert shown.all() or name in ("turned", "feet"), "beyond a map that lies askew there is nothing"
+    assert name != "turned" or shown.mean() < 0.8
+
+
+def test_windows_give_what_the_whole_gives(tmp_path, run, monkeypatch):
+    image = ground(400)
+    image[:, :40] = 0
+    file = write_map(tmp_path / "map.tif", image[:, :370], from_origin(LEFT, TOP, 10, 10), nodata=0)
+    monkeypatch.setattr("tools.maps.BLOCK", 160)
+    from shared.matcher import load_matcher
+    model, geo = load_matcher(run, CPU), GeoMap(file, 10.0)
+    in_blocks = MapFeatures(geo, model, run / "weights.pt", tmp_path / "kept", CPU, autocast(CPU, "off"))
+    window = in_blocks.window(50, 130, 250, 200)
+    monkeypatch.setattr("tools.maps.BLOCK", 1024)
+    at_once = MapFeatures(geo, model, run / "weights.pt", None, CPU, autocast(CPU, "off")).window(50, 130, 250, 200)
+    assert window.origin == at_once.origin == (48, 128)
+    assert torch.equal(window.mask, at_once.mask) and (window.features - at_once.features).abs().max() <= 1.01 / 127
+    monkeypatch.setattr("tools.maps.BLOCK", 160)
+    monkeypatch.setattr("tools.maps.map_features", None)              # what is kept is not made again
+    again = MapFeatures(geo, model, run / "weights.pt", tmp_path / "kept", CPU, autocast(CPU, "off"))
+    assert torch.equal(again.window(50, 130, 250, 200).features, window.features)
+    left = again.window(0, 0, 100, 100)
+    assert left.mask[0, :, :40 // STRIDE].sum() == 0 and left.mask[0, :, 40 // STRIDE:].all()
+
+
+def test_a_planted_query_is_located_and_a_foreign_one_is_not(tmp_path, run):
+    image = ground(420, seed=3)
+    file = write_map(tmp_path / "map.tif", image, from_origin(LEFT, TOP, 10, 10))
+    write_map(tmp_path / "here.tif", image[200:300, 120:220], from_origin(LEFT + 1200, TOP - 2000, 10, 10))
+    cv2.imwrite(str(tmp_path / "away.png"), ground(100, seed=8)[..., ::-1])
+    cv2.imwrite(str(tmp_path / "water.png"), np.full((100, 100, 3), 90, np.uint8))
+    out = tmp_path / "out"
+    done = locate(run, "--query", tmp_path / "here.tif", "--check", "--top_k", "3", map_file=file, out=out)
+    assert done.returncode == 0, done.stderr
+    with open(out / "answers.csv") as table:
+        rows = list(csv.DictReader(table))
+    assert list(rows[0]) == ["query", "rank", "x", "y", "rotation", "scale", "score", "probability", "radius", "status"]
+    assert rows[0]["status"] == "located" and float(rows[0]["rotation"]) == 0
+    assert math.hypot(float(rows[0]["x"]) - (LEFT + 1700), float(rows[0]["y"]) - (TOP - 2500)) < 5
+    assert "m from its own georeference" in done.stdout and float(rows[0]["scale"]) == pytest.approx(1, abs=0.03)
+    check_geojson(json.loads((out / "answers.geojson").read_text()), rows)
+    with rasterio.open(out / "here.tif") as warped:
+        assert warped.crs == UTM and warped.count == 4
+        assert abs(warped.transform.c - (LEFT + 1200)) < 5 and abs(warped.transform.f - (TOP - 2000)) < 5
+    assert (out / "here.png").read_bytes().startswith(b"\x89PNG")
+
+    out = tmp_path / "more"
+    done = locate(run, "--query", tmp_path / "away.png", tmp_path / "water.png", "--resolution", "10", map_file=file,
+                  out=out)
+    assert done.returncode == 0, done.stderr
+    with open(out / "answers.csv") as table:
+        status = {row["query"]: row["status"] for row in csv.DictReader(table) if row["rank"] == "1"}
+    assert status["away"] in ("not on this map", "ambiguous") and status["water"] != "located"
+
+
+def test_a_turned_query_and_a_prior(tmp_path, run):
+    image = ground(420, seed=3)
+    file = write_map(tmp_path / "map.tif", image, from_origin(LEFT, TOP, 10, 10))
+    cv2.imwrite(str(tmp_path / "turned.png"), cut_turned(image, 250, 170, 120, 40.0)[..., ::-1])
+    prior = f"{LEFT + 2300},{TOP - 1800}"
+    done = locate(run, "--query", tmp_path / "turned.png", "--resolution", "10", "--rotation", "unknown",
+                  "--prior", prior, "--radius", "800", map_file=file, out=tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    with open(tmp_path / "out/answers.csv") as table:
+        best = next(csv.DictReader(table))
+    assert abs(float(best["rotation"]) - 40) < 2
+    assert math.hypot(float(best["x"]) - (LEFT + 2500), float(best["y"]) - (TOP - 1700)) < 20
+
+
+def check_geojson(collection, rows):
+    """RFC 7946: members, closed counter-clockwise rings, longitude and latitude."""
+    assert collection["type"] == "FeatureCollection" and "crs" not in collection
+    shapes = collection["features"]
+    assert {shape["properties"]["part"] for shape in shapes} == {"footprint", "centre", "90% radius"}
+    for shape in shapes:
+        assert shape["type"] == "Feature" and {"geometry", "properties"} <= shape.keys()
+        coordinates = shape["geometry"]["coordinates"]
+        if shape["geometry"]["type"] == "Point":
+            coordinates = [coordinates]
+        else:
+            ring, = coordinates
+            assert ring[0] == ring[-1] and len(ring) >= 4
+            xs, ys = np.array(ring).T
+            assert np.sum(xs[:-1] * ys[1:] - xs[1:] * ys[:-1]) > 0, "counter-clockwise"
+            coordinates = ring
+        assert all(-117.1 < x < -116.9 and 34.2 < y < 34.4 for x, y in coordinates), "about the map, in degrees"
+    lonlat = pyproj.Transformer.from_crs(UTM, "EPSG:4326", always_xy=True).transform(
+        float(rows[0]["x"]), float(rows[0]["y"]))
+    centre = next(shape for shape in shapes if shape["properties"]["part"] == "centre")
+    assert centre["geometry"]["coordinates"] == pytest.approx(list(lonlat), abs=1e-6)
+
+
+def bad_maps(folder):
+    image, transform = ground(200), from_origin(LEFT, TOP, 10, 10)
+    (folder / "text.tif").write_text("no map")
+    return {
+        "text.tif": (folder / "text.tif", "cannot be read as a raster"),
+        "no_crs.tif": (write_map(folder / "no_crs.tif", image, transform, crs=None), "has no CRS"),
+        "one_band.tif": (write_map(folder / "one_band.tif", image[..., 0], transform), "1 band"),
+        "nodata.tif": (write_map(folder / "nodata.tif", image * 0, transform, nodata=0), "nothing but nodata"),
+    }
+
+
+def test_what_is_refused(tmp_path, run):
+    image = ground(200)
+    good = write_map(tmp_path / "good.tif", image, from_origin(LEFT, TOP, 10, 10))
+    query = tmp_path / "query.png"
+    cv2.imwrite(str(query), image[:80, :80])
+    cases = [(file, ["--query", query, "--resolution", "10"], words) for file, words in bad_maps(tmp_path).values()]
+    large = tmp_path / "large.png"
+    cv2.imwrite(str(large), ground(300))
+    cases += [
+        (good, ["--query", query], "give --resolution"),
+        (good, ["--query", large, "--resolution", "10"], "of the map's 200 x 200"),
+        (good, ["--query", tmp_path / "none.png", "--resolution", "10"], "cannot be read"),
+        (good, ["--query", query, "--resolution", "10", "--prior", "0,0", "--radius", "100"], "outside the map"),
+        (good, ["--query", query, "--resolution", "10", "--prior", "here", "--radius", "100"], "give X,Y"),
+        (good, ["--query", query, "--resolution", "10", "--prior", "0,0"], "go together"),
+        (good, ["--query", query, "--resolution", "10", "--check"], "no georeference of its own"),
+    ]
+    for map_file, flags, words in cases:
+        done = locate(run, *flags, map_file=map_file, out=tmp_path / "out")
+        assert done.returncode == 2 and words in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+        assert done.stderr.startswith("error: ") and not (tmp_path / "out/answers.csv").exists()
