@@ -89,7 +89,7 @@ test_row match-centre        code_Match match --retrieval @match-retrieval --met
 test_row match-voting        code_Match match --retrieval @match-retrieval --method voting $SIDES
 test_row match-graph         code_Match match --retrieval @match-retrieval --method graph $SIDES
 test_row match-ncc           code_Match match --method ncc $SIDES
-test_row match-mi            code_Match match --method mi $SIDES
+test_row match-mi            code_Match match --method mi --queries 2 $SIDES
 test_row match-matcher       code_Match match --method matcher $SIDES
 test_row match-coarse-to-fine code_Match match --retrieval @match-retrieval --method coarse-to-fine $SIDES
 table match-trust

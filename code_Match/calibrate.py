@@ -35,9 +35,9 @@ def calibrate(model, tiles, device, autocast):
                 continue
             error = error_px(answers[0], query) if is_on else np.inf
             outcome = outcome_of(error, answers[0], query) if is_on else OUTCOMES.index("not on this map")
-            found.append((search.evidence(answers), outcome, error, texture_of(query.image)))
-    evidence, outcomes, errors, textures = (np.array(column) for column in zip(*found))
-    return fit_calibration(sides, scales, evidence, outcomes, errors, textures, tiles.metres)
+            found.append((search.evidence(answers), outcome, error, query.tile, texture_of(query.image)))
+    evidence, outcomes, errors, found_on, textures = (np.array(column) for column in zip(*found))
+    return fit_calibration(sides, scales, evidence, outcomes, errors, found_on, textures, tiles.metres)
 
 
 def maps_of(model, tiles, device, autocast):

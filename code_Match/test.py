@@ -80,8 +80,9 @@ class Tested:
         self.autocast = autocast(self.device, args.amp)
         self.settings = read_settings(args.run)
         self.data_path = args.data_path or self.settings["data_path"]
-        train = load_tiles(self.data_path, "train", args.workers)
-        _, self.held_out = train.hold_out(self.settings["validate"])
+        if args.validation or args.method == "graph":
+            train = load_tiles(self.data_path, "train", args.workers)
+            _, self.held_out = train.hold_out(self.settings["validate"])
         self.tiles = self.held_out if args.validation else load_tiles(self.data_path, "test", args.workers)
         self.matcher = load_matcher(args.run, self.device)
         self.calibration = load_calibration(args.run)

@@ -65,10 +65,11 @@ def load_calibration(folder):
         raise InputError(f"{file} cannot be read ({error!r}): the training command that made the run makes it, too")
 
 
-def fit_calibration(sides, scales, evidence, outcomes, errors, textures, metres):
+def fit_calibration(sides, scales, evidence, outcomes, errors, tiles, textures, metres):
     """The Calibration of N queries with known answers.
 
-    evidence: (N, len(EVIDENCE)). outcomes: (N) int, of OUTCOMES. errors: (N) px, of those on the map. textures: (N).
+    evidence: (N, len(EVIDENCE)). outcomes: (N) int, of OUTCOMES. errors: (N) px, of those on the map. tiles: (N) of the
+    queries. textures: (N).
     """
     mean, std = evidence.mean(0), np.maximum(evidence.std(0), 1e-6)
     regression = LogisticRegression(max_iter=1000).fit((evidence - mean) / std, outcomes)
@@ -89,7 +90,8 @@ def fit_calibration(sides, scales, evidence, outcomes, errors, textures, metres)
     inner = np.quantile(located, np.linspace(0, 1, BINS + 1)[1:-1]) if len(located) else []
     numbers["edges"] = [0.0, numbers["threshold"], *inner, 1.0]
     bins = np.searchsorted(numbers["edges"][1:-1], right[on], "right")
-    numbers["radii"] = [conformal_quantile(errors[on][bins == i], COVERAGE) for i in range(len(numbers["edges"]) - 1)]
+    numbers["radii"] = [radius_by_tile(errors[on][bins == i], tiles[on][bins == i])
+                        for i in range(len(numbers["edges"]) - 1)]
     return Calibration(**numbers)
 
 
@@ -103,6 +105,20 @@ def conformal_quantile(values, level):
     if not len(values):
         return 0.0
     return float(values[min(len(values), int(np.ceil((len(values) + 1) * level))) - 1])
+
+
+def radius_by_tile(errors, tiles, resamples=500):
+    """The conformal radius for a query of a tile that was never seen: median over draws of one query of each tile.
+
+    The queries of a tile are displaced alike, so that tiles are what can be exchanged, not queries. Source: Dunn,
+    Wasserman and Ramdas, "Distribution-Free Prediction Sets for Two-Layer Hierarchical Models", 2022 (subsampling).
+    """
+    if not len(errors):
+        return 0.0
+    of_tile = [errors[tiles == tile] for tile in np.unique(tiles)]
+    random = np.random.default_rng(0)
+    drawn = [conformal_quantile([random.choice(values) for values in of_tile], COVERAGE) for _ in range(resamples)]
+    return float(np.median(drawn))
 
 
 def _least_texture(textures, outcomes, run=10):

@@ -208,7 +208,7 @@ class Search:
         best = answers[0]
         lead = self.scale * (best.score - answers[1].score) if len(answers) > 1 else MOST_LEAD
         agreeing = sum(self._quarters_agree(best))
-        return np.array([min(lead, MOST_LEAD), self.entropy(), agreeing, best.score, np.log(self.query.shape[0]),
+        return np.array([min(lead, MOST_LEAD), self.entropy(), agreeing, best.score, np.log(min(self.query.shape[:2])),
                          np.log(len(self.rotations))])
 
     def _quarters_agree(self, answer):

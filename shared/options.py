@@ -96,7 +96,8 @@ def add_data(parser):
     group = parser.add_argument_group("data")
     group.add_argument("--data_path", required=True,
                        help="the data set's folder, looked up here, then under the home directory")
-    group.add_argument("--img_size", type=positive, default=200, help="images are resized to this many pixels")
+    group.add_argument("--img_size", type=positive, default=200,
+                       help="side of an image in px: crops are resized to it, windows have it")
     group.add_argument("--validate", type=share, default=0.0, metavar="SHARE",
                        help="hold out this share of the training tiles and evaluate on them, never on the test split: "
                             "for making choices")

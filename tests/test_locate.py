@@ -18,7 +18,8 @@ from rasterio.transform import Affine, from_origin
 
 from calibrate import calibrate
 from queries import cut_turned
-from shared.matcher import STRIDE, Matcher
+from shared.matcher import STRIDE, Matcher, load_matcher
+from shared.model import PseudoSiamese
 from shared.plumbing.device import autocast
 from shared.tiles import Tiles
 from tools.maps import GeoMap, MapFeatures
@@ -95,7 +96,6 @@ def test_windows_give_what_the_whole_gives(tmp_path, run, monkeypatch):
     image[:, :40] = 0
     file = write_map(tmp_path / "map.tif", image[:, :370], from_origin(LEFT, TOP, 10, 10), nodata=0)
     monkeypatch.setattr("tools.maps.BLOCK", 160)
-    from shared.matcher import load_matcher
     model, geo = load_matcher(run, CPU), GeoMap(file, 10.0)
     in_blocks = MapFeatures(geo, model, run / "weights.pt", tmp_path / "kept", CPU, autocast(CPU, "off"))
     window = in_blocks.window(50, 130, 250, 200)
@@ -210,3 +210,25 @@ def test_what_is_refused(tmp_path, run):
         done = locate(run, *flags, map_file=map_file, out=tmp_path / "out")
         assert done.returncode == 2 and words in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
         assert done.stderr.startswith("error: ") and not (tmp_path / "out/answers.csv").exists()
+
+
+def test_neighbourhoods_come_first_on_a_large_map(tmp_path, run):
+    """Where retrieval points, the matcher looks, and finds what it finds by looking everywhere."""
+    image = np.tile(ground(64, seed=5), (5, 150, 1))                  # the same ground everywhere, but for one place
+    image[60:260, 1500:1700] = ground(200, seed=6)
+    file = write_map(tmp_path / "map.tif", image, from_origin(LEFT, TOP, 10, 10))
+    cv2.imwrite(str(tmp_path / "query.png"), image[100:228, 1530:1658][..., ::-1])
+    torch.manual_seed(0)
+    retrieval = PseudoSiamese("resnet18", pooling="grid")
+    (tmp_path / "retrieval").mkdir()
+    torch.save({**retrieval.settings, "img_size": 50, "model": retrieval.state_dict()},
+               tmp_path / "retrieval/weights.pt")
+    done = locate(run, "--query", tmp_path / "query.png", "--resolution", "10", "--retrieval", tmp_path / "retrieval",
+                  map_file=file, out=tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    with open(tmp_path / "out/answers.csv") as table:
+        best = next(csv.DictReader(table))
+    assert math.hypot(float(best["x"]) - (LEFT + 15940), float(best["y"]) - (TOP - 1640)) < 20
+    blocks = list((tmp_path / "out/cache").glob("*/*_*.npz"))
+    assert 0 < len(blocks) < 10, "not all of the map was looked at"
+    assert len(list((tmp_path / "out/cache").glob("*/patches_128_*.npy"))) == 1

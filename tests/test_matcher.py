@@ -10,7 +10,7 @@ from baselines import best_position, displacement, gradient_correlation, mutual_
 from graph import FAR, graph_of, vote
 from position_loss import cut_queries, displaced_nll, draw_rotations
 from queries import cut_turned, draw_queries
-from shared.calibration import OUTCOMES, Calibration, conformal_quantile, fit_calibration
+from shared.calibration import OUTCOMES, Calibration, conformal_quantile, fit_calibration, radius_by_tile
 from shared.localization import EVIDENCE, Map, Search, difference_of_angles, distinct_peaks, rotations_to_try, turn
 from shared.matcher import HALO, STRIDE, Matcher, correlate
 from shared.neighbourhoods import Patches, corners_of_patches, views_of
@@ -227,7 +227,7 @@ def test_calibration_tells_right_from_wrong():
     evidence[:, 0] += np.array([8.0, 0.0, -4.0])[outcomes]
     errors = np.where(outcomes == 0, np.abs(random.standard_normal(600)), np.where(outcomes == 1, 300.0, np.inf))
     textures = np.where(outcomes == 1, 5.0, 50.0)
-    fitted = fit_calibration([100, 400], [50.0, 200.0], evidence, outcomes, errors, textures, 10.0)
+    fitted = fit_calibration([100, 400], [50.0, 200.0], evidence, outcomes, errors, np.arange(600) % 40, textures, 10.0)
     confidence = fitted.confidence(evidence)
     assert np.allclose(confidence.sum(1), 1)
     status = np.array([fitted.status(c) for c in confidence])
@@ -236,6 +236,9 @@ def test_calibration_tells_right_from_wrong():
     assert (status[outcomes == 2] == OUTCOMES[2]).mean() > 0.9
     radius = np.array([fitted.radius(c) for c in confidence])
     assert 0.87 <= (errors <= radius)[outcomes == 0].mean() <= 0.95
+    # Queries of a tile are displaced alike: the radius is that of another tile, not of another query.
+    shift = np.repeat(np.arange(1.0, 21), 30)
+    assert radius_by_tile(shift, np.repeat(np.arange(20), 30)) == 19 and radius_by_tile(np.array([]), np.array([])) == 0
     assert fitted.texture == 5.0 and fitted.scale(200) == pytest.approx(100)
     assert conformal_quantile(range(1, 10), 0.9) == 9 and conformal_quantile(np.arange(1, 100), 0.9) == 90
 

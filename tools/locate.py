@@ -11,6 +11,8 @@ onto the map (NAME.tif) and a picture (NAME.png). "not on this map" is an answer
 Needs rasterio and pyproj (requirements-optional.txt).
 """
 import argparse
+import hashlib
+import io
 import json
 import sys
 from pathlib import Path
@@ -22,6 +24,7 @@ import torch
 from pyproj import CRS
 from rasterio.errors import RasterioIOError
 from rasterio.transform import from_origin
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's root, where shared/ is
 
@@ -44,6 +47,7 @@ LEAST_SHOWN = 0.5                                       # of a query that must n
 RATIO = 2.5                                             # a resolution further from the matcher's than this does not fit
 LARGE = 4096                                            # px a side from which neighbourhoods come first
 NEIGHBOURHOODS = 20
+CROP, AT_ONCE = 200, 256                               # px of the crops of retrieval; patches embedded at once
 MOST_SHOWN, SQUARE = 1200, 32                           # px of the picture of a map, and of the checkerboard's squares
 
 
@@ -146,7 +150,9 @@ def locate(args):
         raise InputError(problems[0]) if len(problems) == 1 else several(f"{len(problems)} problem(s):", problems)
     cache = args.cache or args.map.with_name(args.map.name + ".features")
     features = MapFeatures(geo, model, args.run / "weights.pt", cache, device, precision)
-    coarse = Neighbourhoods(args, geo, device, precision) if args.retrieval and not args.exhaustive else None
+    coarse = None
+    if args.retrieval and not args.exhaustive:
+        coarse = Neighbourhoods(args, geo, features.folder, device, precision)
     args.out.mkdir(parents=True, exist_ok=True)
     rows, shapes = [], []
     for image in queries:
@@ -205,21 +211,29 @@ def area_of(args, geo, image):
 class Neighbourhoods:
     """Retrieval embeddings of a map's patches, kept beside the map's features."""
 
-    def __init__(self, args, geo, device, precision):
+    def __init__(self, args, geo, folder, device, precision):
         self.model, self.img_size = load_model(args.retrieval, device)
-        self.geo, self.device, self.precision, self.of_side = geo, device, precision, {}
+        self.key = hashlib.sha256((args.retrieval / "weights.pt").read_bytes()).hexdigest()[:16]
+        self.geo, self.folder, self.device, self.precision = geo, folder, device, precision
 
     def patches(self, side):
-        if side not in self.of_side:
-            size = embedding_size(side, self.img_size, 200)
-            corners = corners_of_patches(self.geo.height, self.geo.width, side, max(1, side // 4))
-            parts = []
-            for portion in np.array_split(corners, -(-len(corners) // 256)):
-                images = [self.geo.read(int(left), int(top), side, side)[0] for top, left in portion]
-                parts.append(embed_images(self.model, images, "opt", size, self.device, self.precision))
-            of_one_map = np.zeros(len(corners), int)
-            self.of_side[side] = Patches(corners[:, ::-1] + side / 2, of_one_map, torch.cat(parts), side)
-        return self.of_side[side]
+        """The Patches of `side` px, a quarter of that apart."""
+        corners = corners_of_patches(self.geo.height, self.geo.width, side, max(1, side // 4))
+        file = self.folder / f"patches_{side}_{self.key}.npy"
+        if not file.is_file():
+            content = io.BytesIO()
+            np.save(content, self._embed(corners, side).numpy())
+            write_bytes(file, content.getbuffer())
+        embeddings = torch.from_numpy(np.load(file, allow_pickle=False))
+        return Patches(corners[:, ::-1] + side / 2, np.zeros(len(corners), int), embeddings, side)
+
+    def _embed(self, corners, side):
+        size = embedding_size(side, self.img_size, CROP)
+        embeddings = []
+        for portion in tqdm(np.array_split(corners, -(-len(corners) // AT_ONCE)), desc="patches", disable=None):
+            images = [self.geo.read(int(left), int(top), side, side)[0] for top, left in portion]
+            embeddings.append(embed_images(self.model, images, "opt", size, self.device, self.precision))
+        return torch.cat(embeddings)
 
 
 def windows_of(features, coarse, search, image, area, args):
@@ -232,7 +246,7 @@ def windows_of(features, coarse, search, image, area, args):
         return
     square = min(image.pixels.shape[:2])
     patches = coarse.patches(square)
-    size = embedding_size(square, coarse.img_size, 200)
+    size = embedding_size(square, coarse.img_size, CROP)
     middle = image.pixels[:square, :square]
     scores, _, _ = rank_patches(coarse.model, middle, patches, ROTATIONS[args.rotation], size, coarse.device,
                                 coarse.precision)
@@ -341,7 +355,9 @@ def picture(image, answers, search, geo, area, status):
     wide.imshow(geo.read(left, top, right - left, bottom - top)[0][::factor, ::factor],
                 extent=(left, right, bottom, top))
     heat, extent = search.heat(answers[0])
-    wide.imshow(heat, extent=extent, cmap="inferno", alpha=0.45)
+    middle = np.median(heat)
+    heat = ((heat - middle) / max(heat.max() - middle, 1e-9)).clip(0, 1)          # the upper half of the scores shows
+    wide.imshow(heat, extent=extent, cmap="inferno", alpha=0.8 * heat)
     for rank, answer in reversed(list(enumerate(answers))):
         outline = footprint(image, answer)
         colour, width = (SAR, 2) if rank == 0 else (CYCLE[5], 1)
