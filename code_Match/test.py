@@ -256,7 +256,7 @@ def trust_of(tested, side, count):
             number = query.tile if is_on else (query.tile + 1) % len(maps)
             answer, search, answers = matched(tested, query, [maps[number]], 0)
             confidence = calibration.confidence(search.evidence(answers))
-            is_located = calibration.status(confidence) == "located"
+            is_located = calibration.status(confidence, answer.probability) == "located"
             if not is_on:
                 off_located.append(is_located)
                 continue

@@ -42,10 +42,10 @@ class Calibration:
         odds = np.exp(logits - logits.max(-1, keepdims=True))
         return odds / odds.sum(-1, keepdims=True)
 
-    def status(self, confidence):
-        """One of OUTCOMES."""
+    def status(self, confidence, probability):
+        """One of OUTCOMES. probability: of the answer among all positions; below a half another place is as likely."""
         if confidence[0] >= self.threshold:
-            return OUTCOMES[0]
+            return OUTCOMES[0 if probability >= 0.5 else 1]
         return OUTCOMES[1 + int(np.argmax(confidence[1:]))]
 
     def radius(self, confidence):

@@ -230,7 +230,8 @@ def test_calibration_tells_right_from_wrong():
     fitted = fit_calibration([100, 400], [50.0, 200.0], evidence, outcomes, errors, np.arange(600) % 40, textures, 10.0)
     confidence = fitted.confidence(evidence)
     assert np.allclose(confidence.sum(1), 1)
-    status = np.array([fitted.status(c) for c in confidence])
+    status = np.array([fitted.status(c, 1.0) for c in confidence])
+    assert fitted.status(confidence[outcomes == 0][0], 0.3) == "ambiguous", "another place is as likely"
     assert (status[outcomes == 0] == "located").mean() > 0.95
     assert (status[outcomes == 2] == "located").mean() <= 0.05
     assert (status[outcomes == 2] == OUTCOMES[2]).mean() > 0.9

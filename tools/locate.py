@@ -265,7 +265,7 @@ def judge(image, answers, search, calibration, geo):
     if not answers:
         return "not on this map", None
     confidence = calibration.confidence(search.evidence(answers))
-    return calibration.status(confidence), calibration.radius(confidence) * geo.metres
+    return calibration.status(confidence, answers[0].probability), calibration.radius(confidence) * geo.metres
 
 
 def describe(image, answers, search, status, radius, geo):

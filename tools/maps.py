@@ -1,7 +1,10 @@
 """A georeferenced map, read in windows: any GeoTIFF, as north-up pixels of the size that the matcher learned from."""
 import hashlib
 import json
+import os
 from pathlib import Path
+
+os.environ.setdefault("GDAL_CACHEMAX", "128")          # MiB; by default a twentieth of the memory, whatever the map
 
 import numpy as np
 import rasterio
