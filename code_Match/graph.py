@@ -6,6 +6,7 @@ Here edges also join the 5 nearest on the ground, so that positions have a say.
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.spatial import cKDTree
 from torch import nn
 
 NODES, NEIGHBOURS, WIDTH, LAYERS = 20, 5, 64, 2
@@ -15,9 +16,12 @@ STEPS, RATE = 300, 1e-3
 
 def vote(scores, patches):
     """The sum over each patch and its neighbours on the grid, less than a side away, of their scores. (P)."""
-    apart = _distances(patches.centres, patches.map)
-    weight = np.clip(1 - apart / patches.side, 0, None)
-    return weight @ (scores - scores.mean())
+    places = np.column_stack([patches.centres, patches.map * FAR])
+    first, second = cKDTree(places).query_pairs(patches.side, output_type="ndarray").T
+    weight = 1 - np.linalg.norm(places[first] - places[second], axis=1) / patches.side
+    own = scores - scores.mean()
+    heard = np.bincount(first, weight * own[second], len(own)) + np.bincount(second, weight * own[first], len(own))
+    return own + heard
 
 
 def _distances(centres, numbers):
