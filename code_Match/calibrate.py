@@ -9,6 +9,7 @@ from shared.localization import APART_DEGREES, Search, difference_of_angles, map
 SIDES = (100, 200, 400)
 # (side, half width of the rotations, queries of a tile): fewer where a search takes longer.
 ROUNDS = ((100, 0, 16), (200, 0, 16), (400, 0, 16), (100, 15, 4), (200, 15, 8), (400, 15, 4), (200, 180, 4))
+MOST = 160                                              # queries of a round, however many tiles there are
 
 
 def calibrate(model, tiles, device, autocast):
@@ -23,7 +24,7 @@ def calibrate(model, tiles, device, autocast):
             continue
         side = side if side in sides else sides[0]
         scale = float(np.exp(np.interp(np.log(side), np.log(sides), np.log(scales))))
-        queries = draw_queries(tiles, side, within, count, seed=1)
+        queries = draw_queries(tiles, side, within, min(count, max(1, MOST // len(tiles))), seed=1)
         for number, query in enumerate(tqdm(queries, desc=f"calibrate {side} px, {within}°", disable=None)):
             # Every second query is looked for on the next tile, where it is not.
             is_on = number % 2 == 0
@@ -62,7 +63,7 @@ def best_scale(model, tiles, maps, side, device, autocast, count=8):
     """The factor on the scores at which the places within RIGHT_PX of the truth have the highest likelihood."""
     factors = SCALE_FACTORS * float(model.log_scale.detach().exp())
     likelihood = np.zeros(len(factors))
-    for query in draw_queries(tiles, side, 0, count, seed=2):
+    for query in draw_queries(tiles, side, 0, min(count, max(1, MOST // len(tiles))), seed=2):
         search = Search(model, query.image, [0.0], 1.0, device, autocast)
         scores, _ = search.scores_on(maps[query.tile])
         scores = scores[0].double()

@@ -48,7 +48,7 @@ WITHIN = (1, 3, 5, 10, 20)
 GRID_STEPS = {"coarse-to-fine": 4}                      # to the side of a patch; half a patch for the other methods
 TRUST_QUERIES = 5                                       # of each tile
 NEIGHBOURHOODS = {"tile": 10, "mosaic": 20}             # how many the matcher looks at, coarse to fine
-GRAPH_QUERIES = 40                                      # of each held-out tile, to learn the graph from
+GRAPH_QUERIES = 400                                     # of the held-out tiles, to learn the graph from
 NAMES = {0: "known", 15: "within 15°", 180: "unknown"}
 
 
@@ -61,6 +61,7 @@ def arguments():
     parser.add_argument("--data_path", help="another data set than the run's own")
     parser.add_argument("--sides", type=options.positive, nargs="+", default=SIDES, metavar="PX", help="of the queries")
     parser.add_argument("--queries", type=options.positive, default=10, help="of each tile, at most")
+    parser.add_argument("--tiles", type=options.positive, metavar="N", help="the first N tiles alone (default: all)")
     parser.add_argument("--validation", action="store_true",
                         help="the training tiles that --run held out instead of the test tiles: for making choices")
     parser.add_argument("--result_path", type=Path, help="write the figures there, as a row of the table")
@@ -84,6 +85,8 @@ class Tested:
             train = load_tiles(self.data_path, "train", args.workers)
             _, self.held_out = train.hold_out(self.settings["validate"])
         self.tiles = self.held_out if args.validation else load_tiles(self.data_path, "test", args.workers)
+        if args.tiles:
+            self.tiles = self.tiles.subset(range(min(args.tiles, len(self.tiles))))
         self.matcher = load_matcher(args.run, self.device)
         self.calibration = load_calibration(args.run)
         if args.retrieval:
@@ -208,7 +211,7 @@ def matched(tested, query, maps, within):
 def learned_graph(tested, side):
     """The AnswerGraph, learned on the tiles that the run held out."""
     patches, examples = tested.patches(tested.held_out, side), []
-    for query in draw_queries(tested.held_out, side, 0, GRAPH_QUERIES, seed=3):
+    for query in draw_queries(tested.held_out, side, 0, max(1, GRAPH_QUERIES // len(tested.held_out)), seed=3):
         scores, _, embedding = tested.rank(query.image, patches, 0)
         nodes, edges, rows = graph_of(scores, embedding, patches)
         apart = np.linalg.norm(patches.centres[rows] - (query.x, query.y), axis=1)

@@ -26,7 +26,7 @@ from shared.plumbing.errors import InputError, run_script
 from shared.run import Run
 from shared.tiles import load_tiles
 
-WINDOWS_OF_A_TILE = 25                                  # in an epoch: about as many as there are crops
+PX_OF_A_WINDOW = 200                                    # an epoch has as many windows as the tiles have such crops
 
 
 def arguments():
@@ -66,7 +66,8 @@ def train(args):
 
 
 def fit(run, args, tiles):
-    windows = tiles.windows(args.img_size, places=WINDOWS_OF_A_TILE * len(tiles))
+    crops = [max(1, tile.shape[0] // PX_OF_A_WINDOW) * max(1, tile.shape[1] // PX_OF_A_WINDOW) for tile in tiles.opt]
+    windows = tiles.windows(args.img_size, places=sum(crops))
     steps = steps_per_epoch(windows, args.batch_size)
     run.log(windows.describe())
 

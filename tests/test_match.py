@@ -78,7 +78,7 @@ def test_crops_stand_for_tiles_that_are_not_there(demo):
 def test_trained_killed_and_gone_on_with(tiled, tmp_path):
     def command(out):
         return [str(ROOT / "code_Match/train.py"), "--data_path", str(tiled), "--result_path", str(out), *TINY,
-                "--epochs", "3"]
+                "--epochs", "20"]
 
     whole = script(*command(tmp_path / "whole"))
     assert whole.returncode == 0, whole.stderr
