@@ -16,8 +16,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's root, where shared/ is
 
-import argparse
-
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -26,17 +24,17 @@ from baselines import best_position, displacement, gradient_correlation, mutual_
 from calibrate import error_px, maps_of
 from graph import graph_of, train_graph, vote
 from queries import draw_queries
+from tiles import load_tiles
 from shared import options
 from shared.calibration import RIGHT_PX, load_calibration
 from shared.finished_run import read_settings
 from shared.localization import Answer, Search, difference_of_angles, rotations_to_try
 from shared.matcher import load_matcher
 from shared.model import load_model
-from shared.neighbourhoods import crop_of, embed_maps, embedding_size, rank_patches
+from shared.neighbourhoods import Patches, crop_of, embed_maps, embedding_size, rank_patches
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import write_text
-from shared.tiles import load_tiles
 
 METHODS = ("trust", "matcher", "coarse-to-fine", "centre", "voting", "graph", "ncc", "mi")
 RETRIEVAL = ("coarse-to-fine", "centre", "voting", "graph")
@@ -179,7 +177,7 @@ def locator(method, tested, side):
 
     def by_retrieval(query, where, within):
         rows = np.isin(patches.map, where)
-        near = type(patches)(patches.centres[rows], patches.map[rows], patches.embeddings[torch.from_numpy(rows)], side)
+        near = Patches(patches.centres[rows], patches.map[rows], patches.embeddings[torch.from_numpy(rows)], side)
         scores, rotations, embedding = tested.rank(query.image, near, within)
         if method == "voting":
             scores = vote(scores, near)

@@ -15,6 +15,7 @@ import torch
 
 from calibrate import calibrate
 from position_loss import cut_queries, displaced_nll, draw_rotations
+from tiles import load_tiles
 from shared import options
 from shared.calibration import CALIBRATION
 from shared.dataset import steps_per_epoch
@@ -24,7 +25,6 @@ from shared.optimizers import build_schedule
 from shared.plumbing.device import choose_device
 from shared.plumbing.errors import InputError, run_script
 from shared.run import Run
-from shared.tiles import load_tiles
 
 PX_OF_A_WINDOW = 200                                    # an epoch has as many windows as the tiles have such crops
 

@@ -246,28 +246,28 @@ class Search:
 
     def zoom_of(self, answer):
         """How much larger the query shows the ground than its stated resolution says: what the matcher likes best."""
-        map_ = self.maps[answer.part]
         scores = []
         for zoom in ZOOMS:
-            views, masks = turn(self.query, [answer.rotation], zoom=1 / zoom)
-            features, mask = query_features(self.model, views, masks, self.device, self.autocast)
-            size = features.shape[-1]
-            first = [round((middle - edge) / STRIDE - size / 2) - REACH for middle, edge in
-                     zip((answer.y, answer.x), map_.origin[::-1])]
-            window, window_mask = (_cut(x, *first, size + 2 * REACH) for x in (map_.features, map_.mask))
-            scores.append(correlate(features, mask, window[None], window_mask[None], LEAST_SHOWN).max().item())
+            near, _, _ = self._scores_near(answer, *turn(self.query, [answer.rotation], zoom=1 / zoom))
+            scores.append(near.max().item())
         best = int(np.clip(np.argmax(scores), 1, len(ZOOMS) - 2))
         return float(ZOOMS[best] + _vertex(*scores[best - 1:best + 2]) * (ZOOMS[1] - ZOOMS[0]))
 
-    def _refine(self, answer, rotations):
-        """(the best answer at these rotations within REACH cells, [its rotation])."""
+    def _scores_near(self, answer, views, masks):
+        """(scores (K, h, w) of views within REACH cells of an answer, the cell (row, column) of the first, cells of a
+        view's side)."""
         map_ = self.maps[answer.part]
-        features, mask = query_features(self.model, *turn(self.query, rotations), self.device, self.autocast)
+        features, mask = query_features(self.model, views, masks, self.device, self.autocast)
         size = features.shape[-1]
         first = [round((middle - edge) / STRIDE - size / 2) - REACH for middle, edge in
                  zip((answer.y, answer.x), map_.origin[::-1])]
         window, window_mask = (_cut(x, *first, size + 2 * REACH) for x in (map_.features, map_.mask))
-        scores = correlate(features, mask, window[None], window_mask[None], least=LEAST_SHOWN)[:, 0]
+        return correlate(features, mask, window[None], window_mask[None], least=LEAST_SHOWN)[:, 0], first, size
+
+    def _refine(self, answer, rotations):
+        """(the best answer at these rotations within REACH cells, [its rotation])."""
+        map_ = self.maps[answer.part]
+        scores, first, size = self._scores_near(answer, *turn(self.query, rotations))
         k, row, column = np.unravel_index(scores.argmax().item(), scores.shape)
         row_part, column_part, covariance = peak_of(scores[k], row, column, self.scale)
         rotation = float(rotations[k])

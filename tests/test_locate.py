@@ -21,7 +21,7 @@ from queries import cut_turned
 from shared.matcher import STRIDE, Matcher, load_matcher
 from shared.model import PseudoSiamese
 from shared.plumbing.device import autocast
-from shared.tiles import Tiles
+from tiles import Tiles
 from tools.maps import GeoMap, MapFeatures
 
 CPU = torch.device("cpu")

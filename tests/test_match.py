@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT, script
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import write_rows
-from shared.tiles import load_tiles
+from tiles import load_tiles
 from test_matcher import ground
 from tools.results import write_table
 

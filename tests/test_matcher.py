@@ -15,7 +15,7 @@ from shared.localization import EVIDENCE, Map, Search, difference_of_angles, dis
 from shared.matcher import HALO, STRIDE, Matcher, correlate
 from shared.neighbourhoods import Patches, corners_of_patches, views_of
 from shared.plumbing.device import autocast
-from shared.tiles import Tiles
+from tiles import Tiles
 
 CPU = torch.device("cpu")
 

@@ -73,7 +73,6 @@ class Image:
         self.own_ratio = self.metres / metres
         size = [max(1, round(side * self.own_ratio)) for side in pixels.shape[1::-1]]
         method = cv2.INTER_AREA if self.own_ratio < 1 else cv2.INTER_LINEAR
-        self.own_pixels = pixels
         self.pixels = cv2.resize(pixels, size, interpolation=method)
 
     def _read_tiff(self, file, resolution):
