@@ -42,7 +42,8 @@ if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; 
   if [ "$NAME" = demo ]; then
     PROFILE+=" --img_size 64 --batch_size 24 --epochs 4" SAMPLE="--sample 24"
     LONGER="--epochs 12"                # contrastive learning begins slowly, and its steps are the cheapest
-    MATCH="--img_size 128 --query 64 --batch_size 16 --epochs 1" SIDES="--sides 64 --queries 1 --tiles 6"
+    MATCH="--img_size 128 --query 64 --batch_size 16 --epochs 6 --calibration 20"
+    SIDES="--sides 100 --queries 1 --tiles 8"
   fi
 fi
 if [ -d "$DATA_PATH/train_tiles" ] || [ -d "$HOME/$DATA_PATH/train_tiles" ]; then

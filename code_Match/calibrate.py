@@ -3,28 +3,28 @@ import numpy as np
 from tqdm import tqdm
 
 from queries import draw_queries
-from shared.calibration import OUTCOMES, RIGHT_PX, SCALE_FACTORS, fit_calibration, texture_of
+from shared.calibration import OUTCOMES, RIGHT_PX, SCALE_FACTORS, fit_calibration, scale_at, texture_of
 from shared.localization import APART_DEGREES, Search, difference_of_angles, map_features, rotations_to_try
 
 SIDES = (100, 200, 400)
+MOST_OF_A_TILE = 0.75                                   # a query as large as its tile has only one place to be
 # (side, half width of the rotations, queries of a tile): fewer where a search takes longer.
 ROUNDS = ((100, 0, 16), (200, 0, 16), (400, 0, 16), (100, 15, 4), (200, 15, 8), (400, 15, 4), (200, 180, 4))
-MOST = 160                                              # queries of a round, however many tiles there are
 
 
-def calibrate(model, tiles, device, autocast):
-    """The Calibration of a trained model. tiles: held-out Tiles, at least two."""
-    sides = [side for side in SIDES if side <= min(min(tile.shape[:2]) for tile in tiles.opt)]
-    sides = sides or [min(min(tile.shape[:2]) for tile in tiles.opt) // 2]
+def calibrate(model, tiles, most, device, autocast):
+    """The Calibration of a trained model. tiles: held-out Tiles, at least two. most: queries of a round."""
+    smallest = min(min(tile.shape[:2]) for tile in tiles.opt)
+    sides = [side for side in SIDES if side <= smallest * MOST_OF_A_TILE] or [smallest // 2]
     maps = maps_of(model, tiles, device, autocast)
-    scales = np.array([best_scale(model, tiles, maps, side, device, autocast) for side in sides])
+    scales = np.array([best_scale(model, tiles, maps, side, most, device, autocast) for side in sides])
     found = []
     for side, within, count in ROUNDS:
         if side not in sides and side != SIDES[0]:
             continue
         side = side if side in sides else sides[0]
-        scale = float(np.exp(np.interp(np.log(side), np.log(sides), np.log(scales))))
-        queries = draw_queries(tiles, side, within, min(count, max(1, MOST // len(tiles))), seed=1)
+        scale = scale_at(side, sides, scales)
+        queries = draw_queries(tiles, side, within, min(count, max(1, most // len(tiles))), seed=1)
         for number, query in enumerate(tqdm(queries, desc=f"calibrate {side} px, {within}°", disable=None)):
             # Every second query is looked for on the next tile, where it is not.
             is_on = number % 2 == 0
@@ -59,11 +59,11 @@ def outcome_of(error, answer, query):
     return OUTCOMES.index("located" if is_right else "ambiguous")
 
 
-def best_scale(model, tiles, maps, side, device, autocast, count=8):
+def best_scale(model, tiles, maps, side, most, device, autocast, count=8):
     """The factor on the scores at which the places within RIGHT_PX of the truth have the highest likelihood."""
     factors = SCALE_FACTORS * float(model.log_scale.detach().exp())
     likelihood = np.zeros(len(factors))
-    for query in draw_queries(tiles, side, 0, min(count, max(1, MOST // len(tiles))), seed=2):
+    for query in draw_queries(tiles, side, 0, min(count, max(1, most // len(tiles))), seed=2):
         search = Search(model, query.image, [0.0], 1.0, device, autocast)
         scores, _ = search.scores_on(maps[query.tile])
         scores = scores[0].double()

@@ -110,8 +110,9 @@ def test(args):
         return
     tested = Tested(args)
     tiles = tested.tiles
-    displaced = [displacement(opt, sar) for opt, sar in zip(tiles.opt, tiles.sar)]
-    lines = []
+    displaced, lines = [], []
+    if args.method != "trust":
+        displaced = [displacement(opt, sar) for opt, sar in zip(tiles.opt, tiles.sar)]
     for side in args.sides:
         if side > min(min(tile.shape[:2]) for tile in tiles.opt):
             continue
@@ -137,12 +138,13 @@ def test(args):
                     **figures(queries, answers, displaced, tiles.metres), "seconds": round(seconds, 2)}
             lines.append(line)
             tell(line)
-    error = np.mean([error for _, error in displaced], 0)
-    print(f"tiles displaced by a median of {np.median([np.hypot(*shift) for shift, _ in displaced]):.1f} px, "
-          f"standard error {error[0]:.1f} px across, {error[1]:.1f} px down")
-    metrics = {"lines": lines, "displacement_error_px": error.tolist(),
-               "seconds": json.loads((args.run / "metrics.json").read_text())["seconds"],
+    metrics = {"lines": lines, "seconds": json.loads((args.run / "metrics.json").read_text())["seconds"],
                "evaluated_on": "validation" if args.validation else "test"}
+    if displaced:
+        error = np.mean([error for _, error in displaced], 0)
+        print(f"tiles displaced by a median of {np.median([np.hypot(*shift) for shift, _ in displaced]):.1f} px, "
+              f"standard error {error[0]:.1f} px across, {error[1]:.1f} px down")
+        metrics["displacement_error_px"] = error.tolist()
     if file:
         args.result_path.mkdir(parents=True, exist_ok=True)
         origin = {"data_path": str(tested.data_path), "run": str(args.run), "method": args.method,

@@ -22,8 +22,8 @@ class Tiles:
     """T tiles in memory. names: of each. opt, sar: T images each, (H, W, 3) uint8, RGB.
 
     hidden: for each, the rectangles (top, left, bottom, right) in px that leave_out.csv leaves out, and of test tiles
-    those that a training tile shows, too, as far as positions are known. metres: side of a
-    pixel on the ground, as the data set's projection counts it.
+    those that a training tile shows, too, as far as positions are known. metres: side of a pixel on the ground, as the
+    data set's projection counts it.
     """
     names: list
     opt: list

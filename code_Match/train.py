@@ -38,6 +38,8 @@ def arguments():
                         help="at how many rotations a query is tried in training, the true one among them")
     recipe.add_argument("--displacement", type=options.not_negative, default=3.0, metavar="PX",
                         help="how far the images of a pair are displaced against each other, standard deviation")
+    recipe.add_argument("--calibration", type=options.positive, default=160, metavar="QUERIES",
+                        help="to calibrate on, at each size and uncertainty of the rotation, at least one of each tile")
     run = options.add_run(parser)
     options.add_device(run)
     options.add_compile(run)
@@ -62,7 +64,7 @@ def train(args):
     if not (run.folder / CALIBRATION).is_file():
         device = choose_device(args.device)
         model = load_matcher(run.folder, device)
-        calibrate(model, held_out, device, run.autocast).save(run.folder / CALIBRATION)
+        calibrate(model, held_out, args.calibration, device, run.autocast).save(run.folder / CALIBRATION)
 
 
 def fit(run, args, tiles):

@@ -34,7 +34,7 @@ class Calibration:
 
     def scale(self, side):
         """The logits' factor on the scores of queries of `side` px."""
-        return float(np.exp(np.interp(np.log(side), np.log(self.sides), np.log(self.scales))))
+        return scale_at(side, self.sides, self.scales)
 
     def confidence(self, evidence):
         """(len(OUTCOMES)) probabilities. evidence: as Search.evidence gives it, or (N, len(EVIDENCE))."""
@@ -54,6 +54,11 @@ class Calibration:
 
     def save(self, file):
         write_text(file, json.dumps({name: getattr(self, name).tolist() for name in self.NAMES}, indent=1))
+
+
+def scale_at(side, sides, scales):
+    """The logits' factor on the scores at any side in px, from those at some (sides and scales, equally many)."""
+    return float(np.exp(np.interp(np.log(side), np.log(sides), np.log(scales))))
 
 
 def load_calibration(folder):

@@ -2,6 +2,7 @@
 import csv
 import json
 import math
+import re
 
 import cv2
 import numpy as np
@@ -50,7 +51,7 @@ def run(tmp_path_factory):
     tiles = Tiles(list("abcd"), images, images, [[]] * 4, 10.0)
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setattr("calibrate.ROUNDS", ((100, 0, 10), (100, 180, 1)))
-    calibrate(model.eval(), tiles, CPU, autocast(CPU, "off")).save(folder / "calibration.json")
+    calibrate(model.eval(), tiles, 160, CPU, autocast(CPU, "off")).save(folder / "calibration.json")
     monkeypatch.undo()
     return folder
 
@@ -126,7 +127,7 @@ def test_a_planted_query_is_located_and_a_foreign_one_is_not(tmp_path, run):
     assert list(rows[0]) == ["query", "rank", "x", "y", "rotation", "scale", "score", "probability", "radius", "status"]
     assert rows[0]["status"] == "located" and float(rows[0]["rotation"]) == 0
     assert math.hypot(float(rows[0]["x"]) - (LEFT + 1700), float(rows[0]["y"]) - (TOP - 2500)) < 5
-    assert "m from its own georeference" in done.stdout and float(rows[0]["scale"]) == pytest.approx(1, abs=0.03)
+    assert "from its own georeference" in done.stdout and float(rows[0]["scale"]) == pytest.approx(1, abs=0.03)
     check_geojson(json.loads((out / "answers.geojson").read_text()), rows)
     with rasterio.open(out / "here.tif") as warped:
         assert warped.crs == UTM and warped.count == 4
@@ -145,15 +146,22 @@ def test_a_planted_query_is_located_and_a_foreign_one_is_not(tmp_path, run):
 def test_a_turned_query_and_a_prior(tmp_path, run):
     image = ground(420, seed=3)
     file = write_map(tmp_path / "map.tif", image, from_origin(LEFT, TOP, 10, 10))
-    cv2.imwrite(str(tmp_path / "turned.png"), cut_turned(image, 250, 170, 120, 40.0)[..., ::-1])
+    middle = Affine.translation(LEFT + 2500, TOP - 1700)
+    write_map(tmp_path / "turned.tif", cut_turned(image, 250, 170, 120, 40.0),
+              middle * Affine.rotation(-40) * Affine.scale(10, -10) * Affine.translation(-60, -60))
     prior = f"{LEFT + 2300},{TOP - 1800}"
-    done = locate(run, "--query", tmp_path / "turned.png", "--resolution", "10", "--rotation", "unknown",
+    done = locate(run, "--query", tmp_path / "turned.tif", "--rotation", "unknown", "--check",
                   "--prior", prior, "--radius", "800", map_file=file, out=tmp_path / "out")
     assert done.returncode == 0, done.stderr
     with open(tmp_path / "out/answers.csv") as table:
         best = next(csv.DictReader(table))
     assert abs(float(best["rotation"]) - 40) < 2
     assert math.hypot(float(best["x"]) - (LEFT + 2500), float(best["y"]) - (TOP - 1700)) < 20
+    off, turned = re.search(r"; (.*) m and (.*)° from its own georeference", done.stdout).groups()
+    assert float(off) < 20 and float(turned) < 2
+    shapes = json.loads((tmp_path / "out/answers.geojson").read_text())["features"]
+    xx, xy, yy = shapes[0]["properties"]["covariance_m2"]
+    assert 0 <= xx < 400 and 0 <= yy < 400 and xy ** 2 <= xx * yy + 1, "within 2 px, and a covariance"
 
 
 def check_geojson(collection, rows):

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's
 from shared import options
 from shared.calibration import load_calibration, texture_of
 from shared.layouts import read_any_image
-from shared.localization import Search, rotations_to_try, turn
+from shared.localization import Search, difference_of_angles, rotations_to_try, turn
 from shared.matcher import load_matcher
 from shared.model import load_model
 from shared.neighbourhoods import Patches, corners_of_patches, embed_images, embedding_size, rank_patches
@@ -54,8 +54,9 @@ MOST_SHOWN, SQUARE = 1200, 32                           # px of the picture of a
 class Image:
     """A query as its file holds it, then at the matcher's resolution.
 
-    pixels: (h, w, 3) uint8. shown: share that is not nodata. metres: of a pixel. truth: ((x, y), CRS, degrees) of its
-    own georeference, or None. Raises InputError where it cannot be read or its resolution is not known.
+    pixels: (h, w, 3) uint8. shown: share that is not nodata. metres: of a pixel. truth: (its middle (x, y), the middle of
+    its upper edge, their CRS) by its own georeference, or None. Raises InputError where it cannot be read or its
+    resolution is not known.
     """
 
     def __init__(self, file, resolution, metres):
@@ -88,9 +89,8 @@ class Image:
             raise InputError(f"--query {file} has no CRS: give --resolution in metres a pixel")
         self.metres = resolution or abs(transform.determinant) ** 0.5
         if crs is not None:
-            middle = transform * (bands.shape[2] / 2, bands.shape[1] / 2)
-            # What is up in the query points there on a map with north up.
-            self.truth = middle, CRS.from_user_input(crs), float(np.rad2deg(np.arctan2(-transform.b, -transform.e)))
+            across = bands.shape[2] / 2
+            self.truth = transform * (across, bands.shape[1] / 2), transform * (across, 0), CRS.from_user_input(crs)
             if not crs.is_projected and resolution is None:
                 raise InputError(f"--query {file} counts in degrees: give --resolution in metres a pixel")
         if bands.dtype != np.uint8:
@@ -191,7 +191,7 @@ def area_of(args, geo, image):
     if not args.prior:
         return 0, 0, geo.width, geo.height
     if args.prior == "own":
-        point, crs, _ = image.truth
+        point, _, crs = image.truth
     else:
         try:
             point = tuple(float(part) for part in args.prior.split(","))
@@ -299,6 +299,8 @@ def features_of_answers(image, answers, rows, geo):
         # Outer rings go counter-clockwise (section 3.1.6): the corners as they are go clockwise.
         corners = [list(map(float, geo.to_lonlat(*corner))) for corner in footprint(image, answer)[::-1]]
         properties = {name: row.get(name) for name in COLUMNS if name not in ("x", "y")}
+        (xx, xy), (_, yy) = np.array(answer.covariance) * geo.metres ** 2
+        properties["covariance_m2"] = [round(xx, 1), round(-xy, 1), round(yy, 1)]         # east, both, north
         centre = list(map(float, geo.to_lonlat(answer.x, answer.y)))
         shapes.append({"type": "Feature", "properties": {**properties, "part": "footprint"},
                        "geometry": {"type": "Polygon", "coordinates": [[*corners, corners[0]]]}})
@@ -321,10 +323,12 @@ def line_of(image, rows, answers, geo, check, status):
             f"{row['probability']}")
     text += f", 90% within {row['radius']} m" if row["radius"] != "" else ""
     if check:
-        point, crs, rotation = image.truth
-        x, y = geo.from_crs(*point, crs)
+        middle, upper_edge, crs = image.truth
+        (x, y), (up_x, up_y) = (geo.from_crs(*point, crs) for point in (middle, upper_edge))
         off = np.hypot(x - answers[0].x, y - answers[0].y) * geo.metres
-        text += f"; {off:.1f} m from its own georeference"
+        rotation = np.rad2deg(np.arctan2(up_x - x, y - up_y))
+        turned = abs(difference_of_angles(answers[0].rotation, rotation))
+        text += f"; {off:.1f} m and {turned:.1f}° from its own georeference"
     return text
 
 
