@@ -52,26 +52,8 @@ def training(description, cpu=()):
     cpu = {**CPU_RECIPE, **dict(cpu)}
     parser = TrainingParser(description, cpu)
     data = add_data(parser)
-    data.add_argument("--no_normalize", action="store_true", help="leave out ImageNet's mean and standard deviation")
-    data.add_argument("--windows", action="store_true",
-                      help="train on windows drawn anywhere in DATA/train_tiles, at any of the eight symmetries")
-    data.add_argument("--symmetries", action="store_true",
-                      help="train on the crops at any of the eight symmetries of the square, both images of a pair "
-                           "alike")
-
-    model = parser.add_argument_group("model")
-    model.add_argument("--arch", choices=tuple(BACKBONES), default="resnet50")
-    model.add_argument("--init", default="imagenet",
-                       help="the backbone's weights: imagenet, none, the folder of a finished run, or the file of a "
-                            "torchvision state dict")
-    model.add_argument("--specify_num", type=int, choices=range(6), default=0,
-                       help="how many of the five stages exist once for each modality")
-    model.add_argument("--pooling", choices=POOLINGS, default="max",
-                       help="of layer4's maps: max or average of the whole image, or averages in a 3 x 3 grid and the "
-                            "max")
-    model.add_argument("--layer4_stride", type=int, choices=(1, 2), default=1,
-                       help="1 keeps the resolution, 2 is torchvision's")
-
+    add_drawing(data)
+    add_model(parser)
     loss = parser.add_argument_group("triplet loss")
     loss.add_argument("--margin", type=not_negative, default=0.5, help="in squared L2 distance")
 
@@ -102,6 +84,32 @@ def add_data(parser):
                        help="hold out this share of the training tiles and evaluate on them, never on the test split: "
                             "for making choices")
     return group
+
+
+def add_drawing(group):
+    """The flags that say how training images are drawn."""
+    group.add_argument("--windows", action="store_true",
+                      help="train on windows drawn anywhere in DATA/train_tiles, at any of the eight symmetries")
+    group.add_argument("--symmetries", action="store_true",
+                      help="train on the crops at any of the eight symmetries of the square, both images of a pair "
+                           "alike")
+
+
+def add_model(parser):
+    """The flags of a pseudo-siamese ResNet: what build_model reads."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--no_normalize", action="store_true", help="leave out ImageNet's mean and standard deviation")
+    group.add_argument("--arch", choices=tuple(BACKBONES), default="resnet50")
+    group.add_argument("--init", default="imagenet",
+                       help="the backbone's weights: imagenet, none, the folder of a finished run, or the file of a "
+                            "torchvision state dict")
+    group.add_argument("--specify_num", type=int, choices=range(6), default=0,
+                       help="how many of the five stages exist once for each modality")
+    group.add_argument("--pooling", choices=POOLINGS, default="max",
+                       help="of layer4's maps: max or average of the whole image, or averages in a 3 x 3 grid and the "
+                            "max")
+    group.add_argument("--layer4_stride", type=int, choices=(1, 2), default=1,
+                       help="1 keeps the resolution, 2 is torchvision's")
 
 
 def add_recipe(parser):

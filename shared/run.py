@@ -34,7 +34,7 @@ STUCK_EPOCHS = 3
 class Run:
     """The plumbing of one training run. See code/train.py for how it is used.
 
-    args: as options.training's parser gives them. script: the train.py's __file__, whose folder names the run where
+    args: as a TrainingParser gives them. script: the train.py's __file__, whose folder names the run where
     --result_path does not. Seeds torch with --seed. `finished` says that there is nothing left to do.
     """
 
@@ -201,18 +201,20 @@ class Run:
         """Keep the loss terms of this step (tensors; read at the epoch's end, so that no step waits for them)."""
         self.terms.append({name: value.detach() for name, value in terms.items()})
 
-    def end_epoch(self, model, evaluation, schedule, collapsed=()):
+    def end_epoch(self, model, evaluation, schedule, collapsed=(), figures=()):
         """Write the epoch's figures and the checkpoint; evaluate where it is due.
 
         evaluation: Pairs, or None in pretraining, where nothing is retrieved.
+        figures: {name: number} of the method's own, kept beside the loss terms.
         collapsed: {term: the value it has where all embeddings are alike}, to tell a collapse.
         """
         means = self._check_terms()
         self.epoch, self.step, self.terms = self.epoch + 1, 0, []
         is_last = self.epoch == self.args.epochs
-        row = {"epoch": self.epoch, "lr": schedule.get_last_lr()[0], **means, "seconds": round(self.seconds, 1)}
-        figures = " ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch")
-        self.log(f"epoch {self.epoch}: {figures}")
+        row = {"epoch": self.epoch, "lr": schedule.get_last_lr()[0], **means, **dict(figures),
+               "seconds": round(self.seconds, 1)}
+        text = " ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch")
+        self.log(f"epoch {self.epoch}: {text}")
         self._tell_collapse(row, dict(collapsed))
         results = metrics = None
         if evaluation is not None and (is_last or self.epoch % self.args.eval_every == 0):

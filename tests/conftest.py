@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 
@@ -83,6 +84,21 @@ def script(*arguments, cwd=ROOT):
         out.seek(0)
         err.seek(0)
         return subprocess.CompletedProcess(command, process.exitcode, out.read().decode(), err.read().decode())
+
+
+def kill_when(out, text, *arguments):
+    """Run a script as script() does, and kill it (SIGKILL) when the log of its run, in the folder out, holds a text."""
+    command, end = [str(argument) for argument in arguments], time.monotonic() + 120
+    with tempfile.TemporaryFile() as output:
+        process = FORKS.Process(target=_run_as_program, args=(command, str(ROOT), dict(os.environ),
+                                                              DupFd(output.fileno()), DupFd(output.fileno())))
+        process.start()
+        while not ((out / "log.txt").is_file() and text in (out / "log.txt").read_text()):
+            output.seek(0)
+            assert process.is_alive() and time.monotonic() < end, output.read().decode()
+            time.sleep(0.005)
+        process.kill()
+        process.join()
 
 
 def _run_as_program(command, cwd, environment, out, err):

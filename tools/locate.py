@@ -54,9 +54,9 @@ MOST_SHOWN, SQUARE = 1200, 32                           # px of the picture of a
 class Image:
     """A query as its file holds it, then at the matcher's resolution.
 
-    pixels: (h, w, 3) uint8. shown: share that is not nodata. metres: of a pixel. truth: (its middle (x, y), the middle of
-    its upper edge, their CRS) by its own georeference, or None. Raises InputError where it cannot be read or its
-    resolution is not known.
+    pixels: (h, w, 3) uint8. shown: share that is not nodata. metres: of a pixel. truth: by its own georeference, or
+    None: its middle (x, y), the middle of its upper edge, and their CRS. Raises InputError where it cannot be read or
+    its resolution is not known.
     """
 
     def __init__(self, file, resolution, metres):
