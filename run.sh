@@ -96,6 +96,18 @@ test_row match-coarse-to-fine code_Match match --retrieval @match-retrieval --me
 table match-trust
 test_row match-trust         code_Match match --method trust $SIDES
 
+# Starting from less than ImageNet: SimSiam's backbone, trained without labels, and an encoder that can be drawn from.
+table pretraining
+row simsiam                       code_SimSiam $MANY
+row triplet-from-simsiam          code --init @simsiam
+row triplet+exchange-from-simsiam code_Aux --channel_exchange --init @simsiam
+row contrastive-from-simsiam      code_Con $MANY $LONGER --init @simsiam
+row san                           code_SAN
+row san-self                      code_SAN --draw self
+row san-triplet                   code_SAN --decoder_triplet
+row san-first                     code_SAN --reconstruction_only
+row san-pg                        code_SAN --init @san-first --decoder @san-first
+
 # What is asked for -----------------------------------------------------------------------------------------
 number_of() {
   local i

@@ -2,8 +2,8 @@
 
     python code_SimSiam/test.py --run results/NAME
 
-Prints whose nearest neighbour is the same place among the test places, nothing trained, and draws boxes.png: what the
-network's heat puts boxes about, in optical and in SAR images.
+Prints whose nearest neighbour is the same place among the test places, nothing trained, and draws, in the run's folder,
+pictures/boxes.png: what the network's heat puts boxes about, in optical and in SAR images.
 """
 import argparse
 import io
@@ -60,7 +60,7 @@ def test(args):
     shares = ", ".join(f"{name} {value:.2f}%" for name, value in figures.items())
     print(f"nearest neighbour is the same place: {shares}")
     write_text(args.run / "test.json", json.dumps({**figures, "data_path": str(data_path), "split": split}, indent=1))
-    draw_boxes(model, pairs, args.places, device, args.run / "boxes.png")
+    draw_boxes(model, pairs, args.places, device, args.run / "pictures/boxes.png")
 
 
 @torch.no_grad()
@@ -82,6 +82,7 @@ def draw_boxes(model, pairs, count, device, file):
                                          edgecolor=colour, label=f"k {threshold}"))
             axis.set(xticks=(), yticks=())
     figure.legend(handles=axes[0, 0].patches, loc="outside lower center", ncols=len(THRESHOLDS), frameon=False)
+    file.parent.mkdir(exist_ok=True)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=130)
     write_bytes(file, content.getvalue())

@@ -189,13 +189,20 @@ class Run:
         images = to_float(opt, self.device), to_float(sar, self.device)
         return *images, opt_rows.to(self.device), sar_rows.to(self.device)
 
-    def optimize(self, loss, optimizer, schedule):
-        """One step down the loss for all that the optimiser holds, and the schedule's next learning rate."""
-        optimizer.zero_grad()
+    def optimize(self, loss, optimizer, schedule, others=()):
+        """One step down the loss for all that the optimiser holds, and the schedule's next learning rate.
+
+        others: more (optimiser, schedule), of modules that are trained along by a rule of their own.
+        """
+        together = [(optimizer, schedule), *others]
+        for each, _ in together:
+            each.zero_grad()
         self.scaler.scale(loss).backward()
-        self.scaler.step(optimizer)
+        for each, _ in together:
+            self.scaler.step(each)
         self.scaler.update()
-        schedule.step()
+        for _, each in together:
+            each.step()
 
     def record(self, **terms):
         """Keep the loss terms of this step (tensors; read at the epoch's end, so that no step waits for them)."""

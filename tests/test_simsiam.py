@@ -218,6 +218,6 @@ def test_a_second_sitting_gives_the_same_bit_for_bit(demo, pretrained, tmp_path)
 def test_the_test_prints_the_probe_and_draws_boxes(pretrained):
     done = script("code_SimSiam/test.py", "--run", pretrained, "--places", "3")
     assert done.returncode == 0 and "12 places, chance 8.33%" in done.stdout, done.stderr
-    assert (pretrained / "boxes.png").read_bytes().startswith(b"\x89PNG")
+    assert (pretrained / "pictures/boxes.png").read_bytes().startswith(b"\x89PNG")
     refused = script("code_SimSiam/test.py", "--run", pretrained, "--validation")
     assert refused.returncode == 2 and "held nothing out" in refused.stderr

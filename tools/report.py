@@ -296,6 +296,8 @@ def analyses(runs):
     for name, row_runs in runs.items():
         for run, _ in row_runs:
             folder, title = run / "analysis", f"{name}, {run.name}"
+            for file in sorted(run.glob("pictures/*.png")):                       # of the method's own
+                several.append(picture(file.read_bytes(), f"{title}: {file.stem.replace('_', ' ')}"))
             if not (folder / "figures.json").is_file():
                 continue
             figures = json.loads((folder / "figures.json").read_text())
@@ -314,7 +316,7 @@ def analyses(runs):
             pictures = [picture((folder / f"{file}.png").read_bytes(), text) for file, text in PICTURES.items()]
             single.append(f"<details><summary>{escape(title)}</summary>{''.join(pictures)}</details>")
     if not lines:
-        return f"<p>None yet: <code>{ANALYSES_COMMAND}</code> makes them.</p>"
+        return f"<p>None yet: <code>{ANALYSES_COMMAND}</code> makes them.</p>" + "".join(several)
     return table(header, lines) + "".join(several + single)
 
 

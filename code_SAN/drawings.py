@@ -1,0 +1,106 @@
+"""A run's decoder and what it draws: kept, opened, compared with the true image, shown."""
+import io
+
+import cv2
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from decoder import Decoder
+from shared.dataset import to_bytes, to_float
+from shared.plumbing.errors import InputError
+from shared.plumbing.files import load_tensors, write_bytes, write_tensors
+
+DECODER = "decoder.pt"
+AT_ONCE = 64                                            # images drawn at once
+SHOWN = 8                                               # places of a picture
+
+
+def build_decoder(model, run):
+    """The Decoder of a network's maps, new, or that of a finished run (its folder).
+
+    InputError where the run holds none, or one for another architecture.
+    """
+    with torch.no_grad():
+        images = torch.zeros(1, 3, 64, 64, device=next(model.parameters()).device)
+        maps = model.eval()(opt=images, with_maps=True)[2]
+    channels = [stage.shape[1] for stage in maps[1:]]
+    if not run:
+        return Decoder(channels)
+    decoder = load_decoder(run, "--decoder")
+    if decoder.settings["channels"] != channels:
+        raise InputError(f"--decoder {run}: its decoder draws from another architecture; give the --arch of that run")
+    return decoder
+
+
+def save_decoder(decoder, folder):
+    """Keep a decoder in the folder of its run."""
+    write_tensors(folder / DECODER, {**decoder.settings, "model": decoder.state_dict()})
+
+
+def load_decoder(folder, flag):
+    """The Decoder of a finished run. InputError where there is none."""
+    saved = load_tensors(f"{folder}/{DECODER}", flag)
+    try:
+        state = saved.pop("model")
+        decoder = Decoder(**saved)
+        decoder.load_state_dict(state)
+    except (AttributeError, KeyError, TypeError, RuntimeError) as error:
+        raise InputError(f"{folder}/{DECODER} is not what code_SAN/train.py writes ({str(error).splitlines()[0]})")
+    return decoder.eval()
+
+
+@torch.no_grad()
+def draw_images(model, decoder, images, modality, device, autocast):
+    """Draw from (N, S, S, 3) uint8 images of `opt` or `sar`: (N, S, S, 3) uint8, clipped to [0, 255], RGB."""
+    drawn = []
+    for portion in images.split(AT_ONCE):
+        batch = to_float(portion, device)
+        with autocast():
+            maps = model(**{modality: batch}, with_maps=True)[2]
+            drawn.append(to_bytes(decoder(maps, batch.shape[-2:])[0]))
+    return torch.cat(drawn)
+
+
+def draw_split(model, decoder, pairs, device, autocast, file):
+    """How well the optical images of a split's places are drawn, and a picture of some, written to the file.
+
+    Returns {"psnr_from_sar", "ssim_from_sar", "psnr_from_opt", "ssim_from_opt"}: see likeness.
+    """
+    model.eval()
+    decoder.eval()
+    images = {"sar": pairs.sar[pairs.first_strips], "opt": pairs.opt}
+    shown = torch.linspace(0, len(pairs) - 1, min(SHOWN, len(pairs))).long()
+    figures, rows = {}, {}
+    for modality, title in (("sar", "SAR"), ("opt", "optical")):
+        drawn = draw_images(model, decoder, images[modality], modality, device, autocast)
+        figures.update({f"{name}_from_{modality}": value for name, value in likeness(drawn, pairs.opt).items()})
+        rows.update({title: images[modality][shown], f"drawn from {title}": drawn[shown]})
+    file.parent.mkdir(exist_ok=True)
+    show_strip(rows, file)
+    return figures
+
+
+def likeness(drawn, true):
+    """{"psnr" in dB, "ssim" in [-1, 1]}: means over images, (N, S, S, 3) uint8 both.
+
+    SSIM is OpenCV's (Wang et al., "Image Quality Assessment", 2004), the mean over the channels.
+    """
+    squared = (drawn.float() - true.float()).square().mean((1, 2, 3)).clamp(min=1e-12)
+    ssim = [np.mean(cv2.quality.QualitySSIM_compute(a, b)[0][:3]) for a, b in zip(drawn.numpy(), true.numpy())]
+    return {"psnr": (10 * torch.log10(255 ** 2 / squared)).mean().item(), "ssim": float(np.mean(ssim))}
+
+
+def show_strip(rows, file):
+    """A PNG with a row for each of {title: (N, S, S, 3) uint8 RGB}."""
+    count = len(next(iter(rows.values())))
+    figure = Figure(figsize=(1.3 * count, 1.35 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), count, squeeze=False)
+    for line, (title, images) in zip(axes, rows.items()):
+        for axis, image in zip(line, images):
+            axis.imshow(image.numpy())
+            axis.set(xticks=(), yticks=())
+        line[0].set_ylabel(title, fontsize=8)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=130)
+    write_bytes(file, content.getvalue())
