@@ -110,15 +110,15 @@ def test(args):
         return
     tested = Tested(args)
     tiles = tested.tiles
-    displaced, lines = [], []
+    displaced, lines = [], Lines(args)
     if args.method != "trust":
         displaced = [displacement(opt, sar) for opt, sar in zip(tiles.opt, tiles.sar)]
     for side in args.sides:
         if side > min(min(tile.shape[:2]) for tile in tiles.opt):
             continue
         if args.method == "trust":
-            lines.append(trust_of(tested, side, args.queries))
-            tell(lines[-1])
+            if not lines.has(side=side):
+                lines.add(trust_of(tested, side, args.queries))
             continue
         locate = locator(args.method, tested, side)
         for (kind, within), count in SETTINGS.items():
@@ -126,6 +126,8 @@ def test(args):
                 continue
             if args.method == "matcher" and (kind, within) == ("mosaic", 180):
                 continue                                              # minutes a query; coarse-to-fine is made for that
+            if lines.has(side=side, map=kind, rotation=NAMES[within]):
+                continue
             queries = draw_queries(tiles, side, within, min(count, args.queries), seed=0)
             if not queries:
                 continue
@@ -134,11 +136,9 @@ def test(args):
                 where = [query.tile] if kind == "tile" else range(len(tiles))
                 answers.append(locate(query, list(where), within))
             seconds = (time.perf_counter() - start) / len(queries)
-            line = {"side": side, "map": kind, "rotation": NAMES[within],
-                    **figures(queries, answers, displaced, tiles.metres), "seconds": round(seconds, 2)}
-            lines.append(line)
-            tell(line)
-    metrics = {"lines": lines, "seconds": json.loads((args.run / "metrics.json").read_text())["seconds"],
+            lines.add({"side": side, "map": kind, "rotation": NAMES[within],
+                       **figures(queries, answers, displaced, tiles.metres), "seconds": round(seconds, 2)})
+    metrics = {"lines": lines.lines, "seconds": json.loads((args.run / "metrics.json").read_text())["seconds"],
                "evaluated_on": "validation" if args.validation else "test"}
     if displaced:
         error = np.mean([error for _, error in displaced], 0)
@@ -146,17 +146,33 @@ def test(args):
               f"standard error {error[0]:.1f} px across, {error[1]:.1f} px down")
         metrics["displacement_error_px"] = error.tolist()
     if file:
-        args.result_path.mkdir(parents=True, exist_ok=True)
         origin = {"data_path": str(tested.data_path), "run": str(args.run), "method": args.method,
                   "retrieval": str(args.retrieval)}
         write_text(args.result_path / "args.json", json.dumps({**tested.settings, **origin}, indent=1))
         write_text(file, json.dumps(metrics, indent=1))
     else:
         write_text(args.run / f"test_{args.method}.json", json.dumps(metrics, indent=1))
+    lines.file.unlink(missing_ok=True)
 
 
-def tell(line):
-    print("  ".join(f"{name} {value}" for name, value in line.items()), flush=True)
+class Lines:
+    """The lines of the table, printed and kept as they come: what was interrupted goes on behind the last of them."""
+
+    def __init__(self, args):
+        given = {name: str(value) for name, value in vars(args).items() if name not in ("device", "workers")}
+        folder = args.result_path or args.run
+        folder.mkdir(parents=True, exist_ok=True)
+        self.file, self.given = folder / f"lines_{args.method}.json", given
+        kept = json.loads(self.file.read_text()) if self.file.is_file() else {}
+        self.lines = kept["lines"] if kept.get("given") == given else []
+
+    def has(self, **wanted):
+        return any(wanted.items() <= line.items() for line in self.lines)
+
+    def add(self, line):
+        print("  ".join(f"{name} {value}" for name, value in line.items()), flush=True)
+        self.lines.append(line)
+        write_text(self.file, json.dumps({"given": self.given, "lines": self.lines}, indent=1))
 
 
 # The methods: (query, numbers of the tiles to look on, half width of its rotation) -> Answer -------------------------

@@ -1,4 +1,5 @@
 """code_Match as programs: training, killed and gone on with; its table; the tiles that it reads."""
+import argparse
 import csv
 import json
 import shutil
@@ -17,6 +18,7 @@ from shared.plumbing.errors import InputError
 from shared.plumbing.files import write_rows
 from tiles import load_tiles
 from test_matcher import ground
+from tools.bench import load_script
 from tools.results import write_table
 
 TINY = ["--img_size", "64", "--query", "32", "--batch_size", "2", "--validate", "0.5", "--device", "cpu",
@@ -142,3 +144,14 @@ def test_what_is_refused(tiled, tmp_path):
     for command, words in cases:
         done = script(*command)
         assert done.returncode == 2 and words in done.stderr and done.stderr.startswith("error: "), done.stderr
+
+
+def test_an_interrupted_test_goes_on_behind_its_last_line(tmp_path, capsys):
+    """What was measured is kept, for the same command alone."""
+    module = load_script(ROOT / "code_Match/test.py")
+    args = argparse.Namespace(run=tmp_path, method="ncc", queries=2, result_path=None, device="cpu", workers=2)
+    module.Lines(args).add({"side": 100, "map": "tile", "within1": 3.0})
+    again = module.Lines(args)
+    assert again.has(side=100, map="tile") and not again.has(side=200, map="tile")
+    args.workers, args.queries = 1, 3
+    assert not module.Lines(args).lines and "side 100  map tile  within1 3.0" in capsys.readouterr().out
