@@ -4,6 +4,9 @@ import re
 import pytest
 
 from conftest import ROOT
+from shared.plumbing.errors import InputError
+from tools.answers import DOCUMENTS as DOCUMENTS_OF_ANSWERS
+from tools.answers import FOLDER, PLACE, fill, read_figures, written
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("data/*/README.md")])
 LINK = re.compile(r"\[[^]]*\]\(([^)\s]+)\)")
@@ -49,3 +52,31 @@ def test_commands_of_the_readme_exist():
     text = "".join(file.read_text() for file in DOCUMENTS)
     scripts = set(re.findall(r"python ((?:code\w*|tools|data)/[\w/]+\.py)", text))
     assert len(scripts) >= 8 and all((ROOT / script).is_file() for script in scripts)
+
+
+# The answers -----------------------------------------------------------------------------------------------------------
+
+def test_the_answers_are_written_from_one_file_of_figures():
+    places = {}
+    for language, file in DOCUMENTS_OF_ANSWERS.items():
+        assert file.read_text() == written(language), "python tools/answers.py writes it anew"
+        places[language] = sorted(PLACE.findall((FOLDER / f"{language}.md").read_text()))
+    assert places["en"] == places["zh"] and len(places["en"]) > 80
+    known = {(row, figure) for row, values in read_figures().items() for figure in values if row != "filters"}
+    assert known == set(places["en"]), "no figure that no answer gives"
+
+
+def test_an_answer_without_its_figure_is_refused():
+    assert fill("top-1 {{a.b}} ± {{a.c}}", {"a": {"b": "46.7", "c": "2.1"}}) == "top-1 46.7 ± 2.1"
+    with pytest.raises(InputError, match="has no a.d, e.b: add it"):
+        fill("{{e.b}} {{a.d}} {{a.b}}", {"a": {"b": "46.7"}})
+
+
+def test_both_languages_ask_the_same_in_the_same_shape():
+    english, chinese = (file.read_text() for file in DOCUMENTS_OF_ANSWERS.values())
+    for mark in ("\n## ", "\n**", "<details>", "\n| ", "![", "\n```"):
+        assert english.count(mark) == chinese.count(mark), mark
+    sections = english.split("\n## ")[2:]
+    assert len(sections) == 11
+    for section in sections:
+        assert section.split("\n\n")[1].startswith("**"), "each answer begins with one sentence in bold"
