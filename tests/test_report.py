@@ -129,8 +129,18 @@ def test_the_page_in_a_browser(browser, results):
     rows = [option.text for option in Select(browser.find_element(By.ID, "row")).options]
     assert rows == ["triplet", "triplet-flip", "<i>x", "triplet+exchange"]
 
+    # The strip at the head: right answers of the best row, then a wrong one.
+    best = re.search(r"<strong>(.*?)</strong> finds", (results / "report.html").read_text())[1]
+    found = json.loads((results / best / "seed0/retrieval.json").read_text())
+    rank = dict(zip(found["query"], found["FC"]["rank"]))
+    strip = [card.text.split(":")[0] for card in browser.find_elements(By.CSS_SELECTOR, "#strip .card")]
+    assert Select(browser.find_element(By.ID, "row")).first_selected_option.text == best
+    is_right = [rank[name] == 1 for name in strip]
+    count = sum(value == 1 for value in rank.values())
+    assert is_right == [True] * min(3, count) + [False] * (count < 12)
+
     def cards():
-        return [card.text.split("\n")[0] for card in browser.find_elements(By.CSS_SELECTOR, ".card")]
+        return [card.text.split("\n")[0] for card in browser.find_elements(By.CSS_SELECTOR, "#cards .card")]
 
     for row in ("triplet", "triplet+exchange"):
         found = json.loads((results / row / "seed0/retrieval.json").read_text())
@@ -148,7 +158,7 @@ def test_the_page_in_a_browser(browser, results):
     name = found["query"][7]
     browser.find_element(By.ID, "name").send_keys(name.upper())
     assert [text.split(":")[0] for text in cards()] == [one for one in found["query"] if name in one]
-    first = browser.find_elements(By.CSS_SELECTOR, ".card figcaption")
+    first = browser.find_elements(By.CSS_SELECTOR, "#cards .card figcaption")
     assert [text.text.split(" ")[1] for text in first[1:6]] == [answer for answer, _ in found["FC"]["answers"][7]]
     assert browser.get_log("browser") == []
 

@@ -439,7 +439,9 @@ def main():
     def differences_of(name):
         return differences_table(tables[name], retrievals[name], tiles[name])
 
-    data = json.dumps(gallery(all_runs, all_retrievals, pairs, args.queries))
+    # The row that the strip at the head of the page shows: the best of the first table.
+    best = best_line(next(iter(lines.values()))[0])["row"] if lines else None
+    data = json.dumps({"best": best, **gallery(all_runs, all_retrievals, pairs, args.queries)})
     page = fill(TEMPLATE.read_text(), {
         "title": escape(data_set),
         "notes": notes(tables, data_set),
