@@ -4,6 +4,7 @@
 
 In a text {{row.figure}} stands for a figure, so that both languages give the same ones. Draws docs/filters.png of them.
 """
+import argparse
 import json
 import re
 import sys
@@ -54,6 +55,7 @@ def draw_filters(top1):
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for language, file in DOCUMENTS.items():
         write_text(file, written(language))
         print(file.relative_to(ROOT))
