@@ -27,7 +27,7 @@ from shared.run import Run
 
 
 def arguments():
-    # From scratch, at 1 the reconstruction's share of the gradient is half a percent; at 100 it drowns the triplet loss.
+    # From scratch, at 1 the reconstruction is half a percent of the gradient; at 100 it drowns the triplet loss.
     parser = options.training(__doc__, cpu={"lambda_reconstruction": 10.0})
     group = parser.add_argument_group("decoder")
     group.add_argument("--draw", choices=("optical", "self"), default="optical",

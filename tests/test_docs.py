@@ -54,7 +54,7 @@ def test_commands_of_the_readme_exist():
     assert len(scripts) >= 8 and all((ROOT / script).is_file() for script in scripts)
 
 
-# The answers -----------------------------------------------------------------------------------------------------------
+# The answers -------------------------------------------------------------------------------------------------------
 
 def test_the_answers_are_written_from_one_file_of_figures():
     places = {}
