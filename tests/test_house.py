@@ -1,5 +1,6 @@
 """How the house is kept: what ruff does not see."""
 import functools
+import re
 
 import pytest
 import torch
@@ -86,6 +87,33 @@ def test_a_layout_is_added_in_one_place(monkeypatch, tmp_path):
     assert torch.equal(marked.opt, plain.opt)
 
 
+# The rows of run.sh --------------------------------------------------------------------------------------------------
+
+RUN_SH = (ROOT / "run.sh").read_text()
+SETTINGS = dict(re.findall(r'\b([A-Z_]+)\+?="([^"$]*)"', RUN_SH))          # of the demo pairs, where there are several
+SETTINGS["MANY"] = "--windows"
+ROWS = re.findall(r"^(row|test_row) +(\S+) +(code\w*) +(.*)$|^(row) +(\S+) +(code\w*)$", RUN_SH, re.M)
+ROWS = [tuple(filter(None, groups)) for groups in ROWS]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[1])
+def test_every_row_of_run_sh_has_flags_that_its_script_takes(row, monkeypatch):
+    """What a table that is seldom asked for would trip over."""
+    kind, name, folder, *rest = row
+    words = " ".join(rest).split()
+    if kind == "test_row":
+        words[0] = f"--run @{words[0]}"
+    words = " ".join(words)
+    for setting, value in SETTINGS.items():
+        words = re.sub(rf"\${setting}\b", value, words)
+    assert "$" not in words, words
+    starts_from = re.findall(r"@(\S+)", words)
+    assert set(starts_from) <= {other[1] for other in ROWS}
+    profile = ["--data_path", "x", "--recipe", "cpu"] if kind == "row" else []
+    monkeypatch.setattr("sys.argv", ["script", *profile, *words.split()])
+    load_script(ROOT / folder / ("train.py" if kind == "row" else "test.py")).arguments()
+
+
 # Flags -------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("flags, words", [
@@ -109,6 +137,8 @@ def test_numbers_that_make_no_sense_are_refused(capsys, flags, words):
     ("code_Adv", ["--lr_critic", "0"], "--lr_critic: 0 is not above 0"),
     ("code_Con", ["--temperature", "-1"], "--temperature: -1 is not above 0"),
     ("code_Con", ["--label_smoothing", "1.5"], "--label_smoothing: 1.5 is not between 0 and 1"),
+    ("code_SimSiam", ["--alpha", "0"], "--alpha: 0 is not above 0"),
+    ("code_SAN", ["--lr_decoder", "-1"], "--lr_decoder: -1 is not above 0"),
 ])
 def test_a_methods_own_numbers_too(folder, flags, words):
     done = script(f"{folder}/train.py", "--data_path", "x", *flags)
