@@ -28,6 +28,7 @@ from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import write_bytes, write_text
 
 THRESHOLDS = {0.05: "#0072B2", 0.1: "#E69F00", 0.2: "#D55E00", 0.3: "#CC79A7"}    # of the boxes drawn
+AT_ONCE = 64                                            # images
 
 
 def arguments():
@@ -55,12 +56,30 @@ def test(args):
     if args.validation:
         _, pairs = hold_out(pairs, settings["validate"])
 
+    model.eval()
     figures = probe(model, pairs, device, precision)
     print(f"{len(pairs)} places, chance {100 / len(pairs):.2f}%")
     shares = ", ".join(f"{name} {value:.2f}%" for name, value in figures.items())
     print(f"nearest neighbour is the same place: {shares}")
     write_text(args.run / "test.json", json.dumps({**figures, "data_path": str(data_path), "split": split}, indent=1))
+    for modality, images in (("optical", {"opt": pairs.opt}), ("SAR", {"sar": pairs.sar[pairs.first_strips]})):
+        shares = areas_of_boxes(model, device, **images)
+        text = ", ".join(f"k {threshold}: {100 * share:.0f}%" for threshold, share in zip(THRESHOLDS, shares))
+        print(f"{modality}: boxes cover on average {text} of the image")
     draw_boxes(model, pairs, args.places, device, args.run / "pictures/boxes.png")
+
+
+@torch.no_grad()
+def areas_of_boxes(model, device, **images):
+    """For each of THRESHOLDS the mean area of the boxes, in [0, 1]. images: opt=(N, S, S, 3) uint8, or sar=..."""
+    (modality, pixels), = images.items()
+    areas = []
+    for portion in pixels.split(AT_ONCE):
+        batch = to_float(portion, device)
+        heat = heat_of(model(**{modality: batch}, with_maps=True)[2][-1], batch.shape[-1])
+        boxes = [boxes_of(heat, threshold) for threshold in THRESHOLDS]
+        areas.append(torch.stack([(box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1]) for box in boxes], 1))
+    return torch.cat(areas).mean(0).tolist()
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """code_SimSiam: the loss and what it stops, boxes and crops, and what is left behind for --init."""
 import json
+import re
 
 import numpy as np
 import pytest
@@ -218,6 +219,8 @@ def test_a_second_sitting_gives_the_same_bit_for_bit(demo, pretrained, tmp_path)
 def test_the_test_prints_the_probe_and_draws_boxes(pretrained):
     done = script("code_SimSiam/test.py", "--run", pretrained, "--places", "3")
     assert done.returncode == 0 and "12 places, chance 8.33%" in done.stdout, done.stderr
+    shares = [int(share) for share in re.findall(r"k 0\.\d+: (\d+)%", done.stdout)]
+    assert len(shares) == 8 and shares[:4] == sorted(shares[:4], reverse=True) and 0 < shares[3] <= shares[0] <= 100
     assert (pretrained / "pictures/boxes.png").read_bytes().startswith(b"\x89PNG")
     refused = script("code_SimSiam/test.py", "--run", pretrained, "--validation")
     assert refused.returncode == 2 and "held nothing out" in refused.stderr
