@@ -31,8 +31,7 @@ PAIRS_OF_VIEWS = {"crops": ((0, 1), (2, 3)), "modalities": ((0, 1),)}
 
 def arguments():
     # So few steps take a larger rate than the paper's 0.05: docs/simsiam.md.
-    cpu = {"arch": "resnet18", "img_size": 96, "init": "none", "batch_size": 64, "epochs": 20, "view_size": 64,
-           "lr": 0.2}
+    cpu = {"arch": "resnet18", "img_size": 96, "batch_size": 64, "epochs": 20, "view_size": 64, "lr": 0.2}
     parser = options.TrainingParser(__doc__, cpu)
     options.add_drawing(options.add_data(parser))
     options.add_model(parser)
@@ -48,7 +47,7 @@ def arguments():
                        help="of contrastive crops: the box is about all whose heat is above it")
     group.add_argument("--alpha", type=options.above_zero, default=0.6,
                        help="of contrastive crops: their middles scatter in the box by Beta(alpha, alpha)")
-    group.add_argument("--renewal", type=options.share, default=0.2, metavar="SHARE",
+    group.add_argument("--renewal", type=options.above_zero, default=0.2, metavar="SHARE",
                        help="of contrastive crops: boxes by the network as it was after each such share of the epochs")
     recipe.add_argument("--no_stop_gradient", action="store_true", help="to see it collapse")
     run = options.add_run(parser)
@@ -57,7 +56,7 @@ def arguments():
     options.add_device(run)
     options.add_compile(run)
     options.add_store(run)
-    parser.set_defaults(pooling="avg", lr=0.05, batch_size=256, epochs=100)
+    parser.set_defaults(init="none", pooling="avg", lr=0.05, batch_size=256, epochs=100)
     return parser.parse_args()
 
 
