@@ -1,6 +1,4 @@
 """A run's decoder and what it draws: kept, opened, compared with the true image, shown."""
-import io
-
 import cv2
 import numpy as np
 import torch
@@ -9,7 +7,7 @@ from matplotlib.figure import Figure
 from decoder import Decoder
 from shared.dataset import to_bytes, to_float
 from shared.plumbing.errors import InputError
-from shared.plumbing.files import load_tensors, write_bytes, write_tensors
+from shared.plumbing.files import load_tensors, write_figure, write_tensors
 
 DECODER = "decoder.pt"
 AT_ONCE = 64                                            # images drawn at once
@@ -76,7 +74,6 @@ def draw_split(model, decoder, pairs, device, autocast, file):
         drawn = draw_images(model, decoder, images[modality], modality, device, autocast)
         figures.update({f"{name}_from_{modality}": value for name, value in likeness(drawn, pairs.opt).items()})
         rows.update({title: images[modality][shown], f"drawn from {title}": drawn[shown]})
-    file.parent.mkdir(exist_ok=True)
     show_strip(rows, file)
     return figures
 
@@ -101,6 +98,4 @@ def show_strip(rows, file):
             axis.imshow(image.numpy())
             axis.set(xticks=(), yticks=())
         line[0].set_ylabel(title, fontsize=8)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=130)
-    write_bytes(file, content.getvalue())
+    write_figure(file, figure)

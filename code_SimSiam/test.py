@@ -6,7 +6,6 @@ Prints whose nearest neighbour is the same place among the test places, nothing 
 pictures/boxes.png: what the network's heat puts boxes about, in optical and in SAR images.
 """
 import argparse
-import io
 import json
 import sys
 from pathlib import Path
@@ -25,7 +24,7 @@ from shared.finished_run import read_settings
 from shared.model import load_model
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import InputError, run_script
-from shared.plumbing.files import write_bytes, write_text
+from shared.plumbing.files import write_figure, write_text
 
 THRESHOLDS = {0.05: "#0072B2", 0.1: "#E69F00", 0.2: "#D55E00", 0.3: "#CC79A7"}    # of the boxes drawn
 AT_ONCE = 64                                            # images
@@ -101,10 +100,7 @@ def draw_boxes(model, pairs, count, device, file):
                                          edgecolor=colour, label=f"k {threshold}"))
             axis.set(xticks=(), yticks=())
     figure.legend(handles=axes[0, 0].patches, loc="outside lower center", ncols=len(THRESHOLDS), frameon=False)
-    file.parent.mkdir(exist_ok=True)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=130)
-    write_bytes(file, content.getvalue())
+    write_figure(file, figure)
     print(file)
 
 

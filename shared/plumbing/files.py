@@ -59,6 +59,14 @@ def write_tensors(file, state):
     write_bytes(file, content.getvalue())
 
 
+def write_figure(file, figure, dpi=130):
+    """A matplotlib Figure as a PNG; its folder is made where it is missing."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=dpi)
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(file, content.getvalue())
+
+
 def load_tensors(path, what):
     """torch.load with weights_only=True, on the CPU; InputError where that is not possible."""
     if not Path(path).is_file():
