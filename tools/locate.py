@@ -141,8 +141,9 @@ def locate(args):
     queries, problems = [], []
     for file in args.query:
         try:
-            queries.append(Image(file, args.resolution, metres))
-            check_query(queries[-1], file, geo, args)
+            image = Image(file, args.resolution, metres)
+            check_query(image, file, geo, args)
+            queries.append((image, area_of(args, geo, image)))
         except InputError as error:
             problems.append(str(error))
     if problems:
@@ -154,10 +155,9 @@ def locate(args):
         coarse = Neighbourhoods(args, geo, features.folder, device, precision)
     args.out.mkdir(parents=True, exist_ok=True)
     rows, shapes = [], []
-    for image in queries:
+    for image, area in queries:
         search = Search(model, image.pixels, rotations_to_try(ROTATIONS[args.rotation]),
                         calibration.scale(min(image.pixels.shape[:2])), device, precision)
-        area = area_of(args, geo, image)
         for window in windows_of(features, coarse, search, image, area, args):
             search.look_at(window)
         answers = search.answers()
@@ -176,14 +176,13 @@ def locate(args):
 
 
 def check_query(image, file, geo, args):
-    """InputError where the query cannot lie on the map, or its prior does not."""
+    """InputError where the query cannot lie on the map, or lacks what is asked of it."""
     if max(image.pixels.shape[:2]) > max(geo.width, geo.height) or min(image.pixels.shape[:2]) > min(geo.width,
                                                                                                      geo.height):
         raise InputError(f"--query {file} shows {image.pixels.shape[1]} x {image.pixels.shape[0]} px of the map's "
                          f"{geo.width} x {geo.height}: cut it, give a larger map, or mend --resolution")
     if (args.prior == "own" or args.check) and image.truth is None:
         raise InputError(f"--query {file} has no georeference of its own, as --check and --prior own need")
-    area_of(args, geo, image)
 
 
 def area_of(args, geo, image):
