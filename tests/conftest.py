@@ -2,6 +2,7 @@ import multiprocessing
 import os
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -71,35 +72,53 @@ def run_sh(checkout, **environment):
                           env={**os.environ, "PYTHON": sys.executable, **environment})
 
 
-def script(*arguments, cwd=ROOT):
-    """Run a Python script of the repository as a program; what comes back is what subprocess.run gives.
+class Program:
+    """A Python script of the repository that runs as a program of its own.
 
     A process that has imported torch already is forked for it: importing takes longer than most of the scripts do here.
     """
-    command = [str(argument) for argument in arguments]
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        outputs = DupFd(out.fileno()), DupFd(err.fileno())
-        process = FORKS.Process(target=_run_as_program, args=(command, str(cwd), dict(os.environ), *outputs))
-        process.start()
-        process.join()
-        out.seek(0)
-        err.seek(0)
-        return subprocess.CompletedProcess(command, process.exitcode, out.read().decode(), err.read().decode())
+
+    def __init__(self, *arguments, cwd=ROOT):
+        self.command = [str(argument) for argument in arguments]
+        self.out, self.err = tempfile.TemporaryFile(), tempfile.TemporaryFile()
+        outputs = DupFd(self.out.fileno()), DupFd(self.err.fileno())
+        self.process = FORKS.Process(target=_run_as_program, args=(self.command, str(cwd), dict(os.environ), *outputs))
+        self.process.start()
+
+    def wait(self):
+        """Until it ends; what comes back is what subprocess.run gives."""
+        self.process.join()
+        texts = []
+        for file in (self.out, self.err):
+            file.seek(0)
+            texts.append(file.read().decode())
+            file.close()
+        return subprocess.CompletedProcess(self.command, self.process.exitcode, *texts)
+
+    def stop_when(self, condition, number=signal.SIGKILL, seconds=120):
+        """Wait until condition() holds, send a signal, and wait."""
+        end = time.monotonic() + seconds
+        while not condition():
+            assert self.process.is_alive(), self.wait()
+            assert time.monotonic() < end
+            time.sleep(0.002)
+        os.kill(self.process.pid, number)
+        return self.wait()
+
+
+def script(*arguments, cwd=ROOT):
+    """Run a script; what comes back is what subprocess.run gives."""
+    return Program(*arguments, cwd=cwd).wait()
+
+
+def has_logged(out, text):
+    """Whether the log of the run in a folder holds a text."""
+    return (out / "log.txt").is_file() and text in (out / "log.txt").read_text()
 
 
 def kill_when(out, text, *arguments):
-    """Run a script as script() does, and kill it (SIGKILL) when the log of its run, in the folder out, holds a text."""
-    command, end = [str(argument) for argument in arguments], time.monotonic() + 120
-    with tempfile.TemporaryFile() as output:
-        process = FORKS.Process(target=_run_as_program, args=(command, str(ROOT), dict(os.environ),
-                                                              DupFd(output.fileno()), DupFd(output.fileno())))
-        process.start()
-        while not ((out / "log.txt").is_file() and text in (out / "log.txt").read_text()):
-            output.seek(0)
-            assert process.is_alive() and time.monotonic() < end, output.read().decode()
-            time.sleep(0.005)
-        process.kill()
-        process.join()
+    """Run a script, and kill it (SIGKILL) when the log of its run, in the folder out, holds a text."""
+    Program(*arguments).stop_when(lambda: has_logged(out, text))
 
 
 def _run_as_program(command, cwd, environment, out, err):

@@ -1,7 +1,7 @@
 """What code_Con adds: InfoNCE, the grid pooling, hard negatives, gradient caching, test-time views."""
 import copy
 import math
-import subprocess
+import signal
 import sys
 from functools import partial
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from conftest import ROOT, SMALL, script
+from conftest import ROOT, SMALL, Program, has_logged, script
 from chunks import in_chunks
 from contrastive_losses import InfoNCE, build_contrastive, collapsed_value
 from hard_negatives import HardNegatives
@@ -338,14 +338,8 @@ def test_a_stopped_run_goes_on_with_the_same_hard_negatives(demo, tmp_path):
                 "--lr", "1e-3", "--lr_head", "1e-3", "--loss", "infonce", "--hard_negatives", "3", "--epochs", "6"]
 
     assert script(*command(tmp_path / "whole")).returncode == 0
-    process = subprocess.Popen(
-        [sys.executable, *command(tmp_path / "run")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    for line in process.stdout:
-        if line.startswith("epoch 5:"):  # the look at the embeddings was before it, the sixth epoch needs it
-            process.terminate()
-            break
-    process.communicate()
+    # The look at the embeddings was before the fifth epoch, and the sixth needs it.
+    Program(*command(tmp_path / "run")).stop_when(lambda: has_logged(tmp_path / "run", "epoch 5:"), signal.SIGTERM)
     again = script(*command(tmp_path / "run"))
     assert "going on from epoch" in again.stdout, again.stderr
     one, other = (torch.load(tmp_path / name / "weights.pt", weights_only=True)["model"] for name in ("whole", "run"))

@@ -3,17 +3,13 @@ import argparse
 import csv
 import json
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from conftest import ROOT, script
+from conftest import ROOT, Program, script
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import write_rows
 from tiles import load_tiles
@@ -84,12 +80,7 @@ def test_trained_killed_and_gone_on_with(tiled, tmp_path):
 
     whole = script(*command(tmp_path / "whole"))
     assert whole.returncode == 0, whole.stderr
-    process = subprocess.Popen([sys.executable, *command(tmp_path / "killed")], stdout=subprocess.DEVNULL)
-    end = time.monotonic() + 120
-    while not (tmp_path / "killed/checkpoint.pt").exists() and time.monotonic() < end:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    Program(*command(tmp_path / "killed")).stop_when((tmp_path / "killed/checkpoint.pt").exists)
     assert not (tmp_path / "killed/calibration.json").exists(), "killed in the middle"
     again = script(*command(tmp_path / "killed"))
     assert again.returncode == 0, again.stderr

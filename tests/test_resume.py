@@ -3,14 +3,11 @@ import argparse
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
 
-from conftest import ROOT, SMALL, script
+from conftest import ROOT, SMALL, Program, has_logged, script
 from shared.plumbing import errors, files
 from shared.plumbing.errors import InputError
 
@@ -29,24 +26,12 @@ def same(a, b):
     return all(torch.equal(a[name], b[name]) for name in a)
 
 
-def wait_for(condition, process, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.002)
-
-
 @pytest.fixture(scope="module")
 def whole(demo, tmp_path_factory):
     """A run that nothing interrupted."""
     out = tmp_path_factory.mktemp("whole") / "run"
     assert script(*command(demo, out)).returncode == 0
     return out
-
-
-def seen(out, text):
-    return (out / "log.txt").is_file() and text in (out / "log.txt").read_text()
 
 
 # A slow checkpoint gives the kill a moment to hit while it is being written.
@@ -71,16 +56,14 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 )
 def test_a_killed_run_ends_with_the_same_weights(demo, whole, tmp_path, moment):
     out = tmp_path / "run"
-    slow = [sys.executable, "-c", SLOW.format(root=str(ROOT)), *command(demo, out)]
-    process = subprocess.Popen(slow, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    if moment == "before the first checkpoint":
-        wait_for(lambda: seen(out, "training places"), process)
-    elif moment == "while a checkpoint is written":
-        wait_for(lambda: (out / "checkpoint.pt.part").exists() and (out / "checkpoint.pt").exists(), process)
-    else:
-        wait_for(lambda: seen(out, "epoch 2:"), process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    (tmp_path / "slow.py").write_text(SLOW.format(root=str(ROOT)))
+    conditions = {
+        "before the first checkpoint": lambda: has_logged(out, "training places"),
+        "while a checkpoint is written": lambda: (out / "checkpoint.pt.part").exists() and (
+            out / "checkpoint.pt").exists(),
+        "after the second epoch": lambda: has_logged(out, "epoch 2:"),
+    }
+    Program(tmp_path / "slow.py", *command(demo, out)).stop_when(conditions[moment])
     assert not (out / "weights.pt").exists()
     again = script(*command(demo, out))
     assert again.returncode == 0, again.stderr
@@ -92,13 +75,9 @@ def test_a_killed_run_ends_with_the_same_weights(demo, whole, tmp_path, moment):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_finishes_the_step_and_says_how_to_go_on(demo, whole, tmp_path, number):
     out = tmp_path / "run"
-    process = subprocess.Popen(
-        [sys.executable, *command(demo, out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    wait_for(lambda: seen(out, "epoch 1:"), process)
-    process.send_signal(number)
-    stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130 and "the same command goes on from here" in stdout and "Traceback" not in stderr
+    done = Program(*command(demo, out)).stop_when(lambda: has_logged(out, "epoch 1:"), number)
+    assert done.returncode == 130 and "the same command goes on from here" in done.stdout
+    assert "Traceback" not in done.stderr
     again = script(*command(demo, out))
     assert again.returncode == 0 and "going on from epoch" in again.stdout, again.stderr
     assert same(weights(whole), weights(out))
@@ -113,12 +92,8 @@ def test_fresh_starts_over(demo, whole, tmp_path):
 
 def test_a_loss_that_is_not_finite_names_itself_and_keeps_the_checkpoint(demo, tmp_path):
     out = tmp_path / "run"
-    process = subprocess.Popen(
-        [sys.executable, *command(demo, out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    wait_for(lambda: seen(out, "epoch 2:") and (out / "checkpoint.pt").exists(), process)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    Program(*command(demo, out)).stop_when(
+        lambda: has_logged(out, "epoch 2:") and (out / "checkpoint.pt").exists(), signal.SIGTERM)
     state = torch.load(out / "checkpoint.pt", weights_only=True)
     state["model"]["embedding.0.weight"][0] = float("nan")
     torch.save(state, out / "checkpoint.pt")
