@@ -26,7 +26,8 @@ from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import write_figure, write_text
 
-THRESHOLDS = {0.05: "#0072B2", 0.1: "#E69F00", 0.2: "#D55E00", 0.3: "#CC79A7"}    # of the boxes drawn
+# Of the boxes that are drawn, with their colours.
+THRESHOLDS = {0.05: "#0072B2", 0.1: "#E69F00", 0.2: "#D55E00", 0.3: "#CC79A7", 0.6: "#009E73"}
 AT_ONCE = 64                                            # images
 
 

@@ -220,7 +220,7 @@ def test_the_test_prints_the_probe_and_draws_boxes(pretrained):
     done = script("code_SimSiam/test.py", "--run", pretrained, "--places", "3")
     assert done.returncode == 0 and "12 places, chance 8.33%" in done.stdout, done.stderr
     shares = [int(share) for share in re.findall(r"k 0\.\d+: (\d+)%", done.stdout)]
-    assert len(shares) == 8 and shares[:4] == sorted(shares[:4], reverse=True) and 0 < shares[3] <= shares[0] <= 100
+    assert len(shares) == 10 and shares[:5] == sorted(shares[:5], reverse=True) and 0 < shares[4] <= shares[0] <= 100
     assert (pretrained / "pictures/boxes.png").read_bytes().startswith(b"\x89PNG")
     refused = script("code_SimSiam/test.py", "--run", pretrained, "--validation")
     assert refused.returncode == 2 and "held nothing out" in refused.stderr
