@@ -242,7 +242,8 @@ def differences_table(runs, retrievals, tiles):
             text = f'<{mark} title="{title}">{100 * difference[i, j]:+.1f}{star}</{mark}>'
             cells.append(Html("" if i == j else text))
         lines.append(cells)
-    return table(["row less column", *(str(number) for number in range(1, len(names) + 1))], lines)
+    numbers = [str(number) for number in range(1, len(names) + 1)]
+    return f'<div class="dense">{table(["row less column", *numbers], lines)}</div>'
 
 
 def curves(runs, retrievals):
