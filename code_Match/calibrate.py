@@ -16,15 +16,16 @@ def calibrate(model, tiles, most, device, autocast):
     """The Calibration of a trained model. tiles: held-out Tiles, at least two. most: queries of a round."""
     smallest = min(min(tile.shape[:2]) for tile in tiles.opt)
     sides = [side for side in SIDES if side <= smallest * MOST_OF_A_TILE] or [smallest // 2]
+    of_each = max(1, most // len(tiles))
     maps = maps_of(model, tiles, device, autocast)
-    scales = np.array([best_scale(model, tiles, maps, side, most, device, autocast) for side in sides])
+    scales = np.array([best_scale(model, tiles, maps, side, of_each, device, autocast) for side in sides])
     found = []
     for side, within, count in ROUNDS:
         if side not in sides and side != SIDES[0]:
             continue
         side = side if side in sides else sides[0]
         scale = scale_at(side, sides, scales)
-        queries = draw_queries(tiles, side, within, min(count, max(1, most // len(tiles))), seed=1)
+        queries = draw_queries(tiles, side, within, min(count, of_each), seed=1)
         for number, query in enumerate(tqdm(queries, desc=f"calibrate {side} px, {within}°", disable=None)):
             # Every second query is looked for on the next tile, where it is not.
             is_on = number % 2 == 0
@@ -59,11 +60,11 @@ def outcome_of(error, answer, query):
     return OUTCOMES.index("located" if is_right else "ambiguous")
 
 
-def best_scale(model, tiles, maps, side, most, device, autocast, count=8):
+def best_scale(model, tiles, maps, side, of_each, device, autocast, count=8):
     """The factor on the scores at which the places within RIGHT_PX of the truth have the highest likelihood."""
     factors = SCALE_FACTORS * float(model.log_scale.detach().exp())
     likelihood = np.zeros(len(factors))
-    for query in draw_queries(tiles, side, 0, min(count, max(1, most // len(tiles))), seed=2):
+    for query in draw_queries(tiles, side, 0, min(count, of_each), seed=2):
         search = Search(model, query.image, [0.0], 1.0, device, autocast)
         scores, _ = search.scores_on(maps[query.tile])
         scores = scores[0].double()

@@ -120,15 +120,13 @@ def test(args):
             if not lines.has(side=side):
                 lines.add(trust_of(tested, side, args.queries))
             continue
+        left = [(kind, within) for kind, within in settings_of(args.method)
+                if not lines.has(side=side, map=kind, rotation=NAMES[within])]
+        if not left:
+            continue
         locate = locator(args.method, tested, side)
-        for (kind, within), count in SETTINGS.items():
-            if args.method in WITHOUT_LEARNING and (kind, within) != ("tile", 0):
-                continue
-            if args.method == "matcher" and (kind, within) == ("mosaic", 180):
-                continue                                              # minutes a query; coarse-to-fine is made for that
-            if lines.has(side=side, map=kind, rotation=NAMES[within]):
-                continue
-            queries = draw_queries(tiles, side, within, min(count, args.queries), seed=0)
+        for kind, within in left:
+            queries = draw_queries(tiles, side, within, min(SETTINGS[kind, within], args.queries), seed=0)
             if not queries:
                 continue
             answers, start = [], time.perf_counter()
@@ -153,6 +151,15 @@ def test(args):
     else:
         write_text(args.run / f"test_{args.method}.json", json.dumps(metrics, indent=1))
     lines.file.unlink(missing_ok=True)
+
+
+def settings_of(method):
+    """Those of SETTINGS that a method is tested in."""
+    if method in WITHOUT_LEARNING:
+        return [("tile", 0)]
+    if method == "matcher":
+        return [setting for setting in SETTINGS if setting != ("mosaic", 180)]   # minutes a query: coarse-to-fine's
+    return list(SETTINGS)
 
 
 class Lines:

@@ -67,7 +67,7 @@ def draw_split(model, decoder, pairs, device, autocast, file):
     """
     model.eval()
     decoder.eval()
-    images = {"sar": pairs.sar[pairs.first_strips], "opt": pairs.opt}
+    images = pairs.images
     shown = torch.linspace(0, len(pairs) - 1, min(SHOWN, len(pairs))).long()
     figures, rows = {}, {}
     for modality, title in (("sar", "SAR"), ("opt", "optical")):

@@ -16,6 +16,7 @@ from shared.evaluate import embed_pairs, evaluate, retrievals, search
 from shared.finished_run import FinishedRun
 from shared.plumbing.errors import run_script
 
+
 def arguments():
     return options.testing(__doc__).parse_args()
 

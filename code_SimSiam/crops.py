@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from shared.windows import apply_symmetry
+from shared.views import under_symmetry
 
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)               # of a crop: share of the area, and width to height
 JITTER, GREY = 0.4, 0.2                                 # of brightness, contrast and saturation; share made grey
 LOOKS = 16                                              # speckle is drawn as of so many looks
+WHOLE = torch.tensor([0.0, 0.0, 1.0, 1.0])              # the box of all of an image: top, left, bottom, right
 
 
 class Boxes(nn.Module):
@@ -43,10 +44,14 @@ class Boxes(nn.Module):
         """(B, 4): top, left, bottom, right in [0, 1]. images: opt=(B, 3, S, S) or sar=... in [0, 1]."""
         (batch,) = images.values()
         if not self.is_ready:
-            return torch.tensor([0.0, 0.0, 1.0, 1.0]).repeat(len(batch), 1)
-        self.copy.eval()
-        maps = self.copy(**images, with_maps=True)[2][-1]
-        return boxes_of(heat_of(maps, batch.shape[-1]), self.threshold).cpu()
+            return WHOLE.repeat(len(batch), 1)
+        return boxes_of(look(self.copy.eval(), **images), self.threshold).cpu()
+
+
+def look(backbone, **images):
+    """(B, S, S) in [0, 1]: where a backbone's heat is. images: opt=(B, 3, S, S) or sar=... in [0, 1]."""
+    (batch,) = images.values()
+    return heat_of(backbone(**images, with_maps=True)[2][-1], batch.shape[-1])
 
 
 def heat_of(maps, size):
@@ -74,8 +79,7 @@ def boxes_of(heat, threshold):
         edges += [(first / size, last / size)]
     (top, bottom), (left, right) = edges
     boxes = torch.stack([top, left, bottom, right], 1)
-    whole = torch.tensor([0.0, 0.0, 1.0, 1.0], device=heat.device)
-    return torch.where(shown.flatten(1).any(1, keepdim=True), boxes, whole)
+    return torch.where(shown.flatten(1).any(1, keepdim=True), boxes, WHOLE.to(heat.device))
 
 
 def draw_crops(boxes, alpha, random):
@@ -132,5 +136,4 @@ def vary(images, is_sar, random):
 
 def turn_at_random(images, random):
     """Each of (B, 3, S, S) at one of the eight symmetries of the square."""
-    symmetry = torch.from_numpy(random.integers(0, 8, len(images))).to(images.device)
-    return apply_symmetry(images.permute(0, 2, 3, 1), symmetry).permute(0, 3, 1, 2)
+    return under_symmetry(images, torch.from_numpy(random.integers(0, 8, len(images))).to(images.device))

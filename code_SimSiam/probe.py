@@ -6,7 +6,6 @@ from shared.dataset import to_bytes, to_float
 from shared.evaluate import embed, retrieval_metrics
 
 LEFT = 0.7                                              # of an image's side, in the view that looks for it
-MODALITIES = ("opt", "sar")
 
 
 def probe(model, pairs, device, autocast):
@@ -15,13 +14,12 @@ def probe(model, pairs, device, autocast):
     across: SAR finds the optical image of its place. within: a turned and enlarged cut-out finds the image, of the same
     modality, that it is cut from. Chance is 100 / len(pairs) in all three.
     """
-    images = {"opt": pairs.opt, "sar": pairs.sar[pairs.first_strips]}
     whole, views = {}, {}
-    for modality in MODALITIES:
-        whole[modality] = embed(model, images[modality], modality, device, autocast)["POOL5"]
-        views[modality] = embed(model, cut_out(images[modality]), modality, device, autocast)["POOL5"]
+    for modality, images in pairs.images.items():
+        whole[modality] = embed(model, images, modality, device, autocast)["POOL5"]
+        views[modality] = embed(model, cut_out(images), modality, device, autocast)["POOL5"]
     figures = {"across": top1(whole["sar"], whole["opt"])}
-    figures.update({f"within_{modality}": top1(views[modality], whole[modality]) for modality in MODALITIES})
+    figures.update({f"within_{modality}": top1(views[modality], whole[modality]) for modality in whole})
     return figures
 
 

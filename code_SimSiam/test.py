@@ -16,7 +16,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from crops import boxes_of, heat_of
+from crops import boxes_of, look
 from probe import probe
 from shared import options
 from shared.dataset import hold_out, load_splits, to_float
@@ -28,6 +28,7 @@ from shared.plumbing.files import write_figure, write_text
 
 # Of the boxes that are drawn, with their colours.
 THRESHOLDS = {0.05: "#0072B2", 0.1: "#E69F00", 0.2: "#D55E00", 0.3: "#CC79A7", 0.6: "#009E73"}
+NAMES = {"opt": "optical", "sar": "SAR"}
 AT_ONCE = 64                                            # images
 
 
@@ -62,21 +63,19 @@ def test(args):
     shares = ", ".join(f"{name} {value:.2f}%" for name, value in figures.items())
     print(f"nearest neighbour is the same place: {shares}")
     write_text(args.run / "test.json", json.dumps({**figures, "data_path": str(data_path), "split": split}, indent=1))
-    for modality, images in (("optical", {"opt": pairs.opt}), ("SAR", {"sar": pairs.sar[pairs.first_strips]})):
-        shares = areas_of_boxes(model, device, **images)
+    for modality, images in pairs.images.items():
+        shares = areas_of_boxes(model, images, modality, device)
         text = ", ".join(f"k {threshold}: {100 * share:.0f}%" for threshold, share in zip(THRESHOLDS, shares))
-        print(f"{modality}: boxes cover on average {text} of the image")
+        print(f"{NAMES[modality]}: boxes cover on average {text} of the image")
     draw_boxes(model, pairs, args.places, device, args.run / "pictures/boxes.png")
 
 
 @torch.no_grad()
-def areas_of_boxes(model, device, **images):
-    """For each of THRESHOLDS the mean area of the boxes, in [0, 1]. images: opt=(N, S, S, 3) uint8, or sar=..."""
-    (modality, pixels), = images.items()
+def areas_of_boxes(model, images, modality, device):
+    """For each of THRESHOLDS the mean area of the boxes, in [0, 1]. images: (N, S, S, 3) uint8 of `opt` or `sar`."""
     areas = []
-    for portion in pixels.split(AT_ONCE):
-        batch = to_float(portion, device)
-        heat = heat_of(model(**{modality: batch}, with_maps=True)[2][-1], batch.shape[-1])
+    for portion in images.split(AT_ONCE):
+        heat = look(model, **{modality: to_float(portion, device)})
         boxes = [boxes_of(heat, threshold) for threshold in THRESHOLDS]
         areas.append(torch.stack([(box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1]) for box in boxes], 1))
     return torch.cat(areas).mean(0).tolist()
@@ -88,10 +87,9 @@ def draw_boxes(model, pairs, count, device, file):
     rows = torch.linspace(0, len(pairs) - 1, min(count, len(pairs))).long()
     figure = Figure(figsize=(1.6 * len(rows), 3.6), layout="constrained")
     axes = figure.subplots(2, len(rows), squeeze=False)
-    for line, modality, images in zip(axes, ("opt", "sar"), (pairs.opt, pairs.sar[pairs.first_strips])):
-        batch = to_float(images[rows], device)
-        heat = heat_of(model(**{modality: batch}, with_maps=True)[2][-1], batch.shape[-1])
-        size = batch.shape[-1]
+    for line, (modality, images) in zip(axes, pairs.images.items()):
+        heat = look(model, **{modality: to_float(images[rows], device)})
+        size = heat.shape[-1]
         for k, axis in enumerate(line):
             axis.imshow(images[rows[k]].numpy())
             axis.imshow(heat[k].cpu(), cmap="inferno", alpha=0.35)

@@ -58,6 +58,11 @@ class Pairs:
         by_place, _, first = self._strips
         return by_place[first.clamp(max=len(by_place) - 1)]
 
+    @property
+    def images(self):
+        """{"opt", "sar"}: of each place its optical image and its first strip, (P, S, S, 3) uint8 both."""
+        return {"opt": self.opt, "sar": self.sar[self.first_strips]}
+
     def order(self, generator):
         """(P) int64: the places in random order, each once."""
         return torch.randperm(len(self), generator=generator)

@@ -21,10 +21,14 @@ def _itself(images):
     return images
 
 
+def under_symmetry(images, symmetry):
+    """Each of (B, 3, S, S) under its own symmetry of the square: apply_symmetry for images as a network takes them."""
+    return apply_symmetry(images.permute(0, 2, 3, 1), symmetry).permute(0, 3, 1, 2)
+
+
 def _symmetry(images, number):
     """One of the eight symmetries of the square."""
-    symmetry = torch.full((len(images),), number, device=images.device)
-    return apply_symmetry(images.permute(0, 2, 3, 1), symmetry).permute(0, 3, 1, 2)
+    return under_symmetry(images, torch.full((len(images),), number, device=images.device))
 
 
 def _exchange(images, number):

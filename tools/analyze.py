@@ -35,7 +35,7 @@ from shared.model import load_model
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import run_script
 from shared.plumbing.files import read_rows, write_text
-from tools.figures import CYCLE, GREEN, MARKERS, OPT, ORANGE, PURPLE, SAR, SKY, panels, save
+from tools.figures import CYCLE, GREEN, MARKERS, OPT, ORANGE, PURPLE, SAR, SKY, known_values, panels, save
 
 # Name: (channel exchange, filter)
 PSEUDO = {"exchange": (True, None), "guided": (False, "guided"), "guided, exchange": (True, "guided")}
@@ -195,24 +195,18 @@ def plot_training(epochs, file):
              if name not in ("epoch", "lr", "seconds") and not name.startswith(tuple(f"{f}_" for f in evaluated))]
     figure, (loss, rate, top1) = panels(3, width=2.4)
     for name, colour in zip(terms, CYCLE * 9):
-        loss.plot(*known(epochs, name), color=colour, label=name)
+        loss.plot(*known_values(epochs, name), color=colour, label=name)
     loss.set(xlabel="epoch", ylabel="loss term", yscale="symlog" if len(terms) > 1 else "linear")
     loss.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=3, columnspacing=1)    # curves go everywhere
     rate.plot(number, [float(row["lr"]) for row in epochs], color=OPT)
     rate.set(xlabel="epoch", ylabel="learning rate of the backbone")
     for feature, colour, marker in zip(evaluated, CYCLE, MARKERS):
-        top1.plot(*known(epochs, f"{feature}_top1"), color=colour, marker=marker, markersize=3, label=feature)
+        top1.plot(*known_values(epochs, f"{feature}_top1"), color=colour, marker=marker, markersize=3, label=feature)
     top1.set(xlabel="epoch", ylabel="top-1 (%)", ylim=(0, 100))
     top1.legend()
     for axis in (loss, rate, top1):
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     save(figure, file)
-
-
-def known(epochs, name):
-    """(epochs, values) of a column, where it has a value: some are asked for every few epochs."""
-    rows = [row for row in epochs if row[name]]
-    return [int(row["epoch"]) for row in rows], [float(row[name]) for row in rows]
 
 
 def plot_failures(ranks, density, regions, correlation, file):

@@ -26,6 +26,12 @@ def panels(columns=1, rows=1, width=COLUMN, height=2.4):
     return figure, list(axes.flat)
 
 
+def known_values(epochs, name):
+    """(epochs, values) of a column of epochs.csv, where it has a value: some are asked for every few epochs."""
+    rows = [row for row in epochs if row.get(name)]
+    return [int(row["epoch"]) for row in rows], [float(row[name]) for row in rows]
+
+
 def save(figure, file):
     """Write FILE.png and FILE.pdf, and close the figure."""
     write_bytes(file.with_suffix(".pdf"), _content(figure, "pdf", metadata={"CreationDate": None}))

@@ -28,7 +28,7 @@ from shared.finished_run import read_settings
 from shared.layouts import find_data, read_pairs_csv
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import read_rows, write_text
-from tools.figures import CYCLE, GREEN, MARKERS, SAR, SKY, panels, png
+from tools.figures import CYCLE, GREEN, MARKERS, SAR, SKY, known_values, panels, png
 from tools.intervals import bootstrap_intervals, compare_rows
 from tools.results import (AUTHOR, AUTHORS_DATA_SET, AUTHORS_NOTES, DEMO_NOTE, FIGURES, add_tables, has_own_columns,
                            own_cells, read_tables, recipes, tables_of, tabulate, tabulate_own, with_std)
@@ -269,14 +269,12 @@ def curves(runs, retrievals):
         if not (folder / "epochs.csv").is_file():                                # a row of test.py trains nothing
             continue
         epochs = read_rows(folder / "epochs.csv")
-        numbers = [int(row["epoch"]) for row in epochs]
-        known = [(number, float(row[f"{feature}_top1"])) for number, row in zip(numbers, epochs)
-                 if row.get(f"{feature}_top1")]
-        if known:
-            top1.plot(*zip(*known), **{"marker": ".", **style})
+        evaluated, shares = known_values(epochs, f"{feature}_top1")
+        if evaluated:
+            top1.plot(evaluated, shares, **{"marker": ".", **style})
         term = next(column for column in epochs[0] if column not in ("epoch", "lr"))
-        values = np.array([float(row[term]) for row in epochs])
-        loss.plot(numbers, values / values[0], **style)
+        numbers, values = known_values(epochs, term)
+        loss.plot(numbers, np.array(values) / values[0], **style)
     cmc.set(xlabel="rank k", ylabel="queries with the truth in the first k (%)")
     top1.set(xlabel="epoch", ylabel="top-1 (%)", ylim=(0, 100))
     loss.set(xlabel="epoch", ylabel="main loss / its value in epoch 1", ylim=(0, None))
