@@ -36,7 +36,7 @@ SEEDS=${SEEDS:-0}
 # The profile -----------------------------------------------------------------------------------------------
 # With CUDA the recipe that is every flag's default: ResNet50 from ImageNet weights, 200 px, 60 epochs. Without, what
 # trains from scratch on a CPU in minutes; each train.py's --help tells what that is.
-PROFILE= SAMPLE= LONGER= MATCH= SIDES= GENTLY=
+PROFILE= SAMPLE= LONGER= MATCH= SIDES= GENTLY= FEW=
 if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
   PROFILE="--recipe cpu" GENTLY="--lr 0.03 --lr_head 0.03"
   if [ "$NAME" = demo ]; then
@@ -44,6 +44,7 @@ if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; 
     LONGER="--epochs 12"                # contrastive learning begins slowly, and its steps are the cheapest
     MATCH="--img_size 128 --query 64 --batch_size 16 --epochs 6 --calibration 20"
     SIDES="--sides 100 --queries 1 --tiles 8"
+    FEW="--target_images 8"
   fi
 fi
 if [ -d "$DATA_PATH/train_tiles" ] || [ -d "$HOME/$DATA_PATH/train_tiles" ]; then
@@ -51,19 +52,35 @@ if [ -d "$DATA_PATH/train_tiles" ] || [ -d "$HOME/$DATA_PATH/train_tiles" ]; the
 else
   MANY=--symmetries
 fi
+# The regions: where there are pairs, and where there are none. SOURCE="T11SLT T11SMT" TARGET=T14RNT goes the other way.
+FROM_SOURCE= FROM_TARGET= ADAPT=
+if [ -n "${SOURCE:-}" ]; then
+  NAME+=-from-${SOURCE// /-}
+elif [ "$NAME" = demo ]; then
+  SOURCE=left TARGET=right
+elif [ "$NAME" = S1S2align200 ]; then
+  SOURCE=T14RNT TARGET="T11SLT T11SMT"
+  # 800 steps of 300 places and of 900, and 400 to adapt
+  FROM_SOURCE="--epochs 200" FROM_TARGET="--epochs 57" ADAPT="--epochs 100"
+fi
+ACROSS="$MANY --region ${SOURCE:-} --target_region ${TARGET:-}"
 MORE="${FLAGS:-}${EPOCHS:+ --epochs $EPOCHS}"
 echo "data: $DATA_PATH   seeds: $SEEDS   profile: ${PROFILE:-the default of every flag} $MORE"
 
 # The rows --------------------------------------------------------------------------------------------------
 # table NAME                              the rows below it, in results/<data set>/NAME.md (the ablation: table.md)
-# row NAME FOLDER [flags of train.py]     a row that trains
-# test_row NAME FOLDER ROW [flags of test.py]     a row that is another row's runs, tested otherwise
+# row NAME FOLDER [flags of train.py]     a row that trains (FOLDER/SCRIPT.py: by another script than train.py)
+# test_row NAME FOLDER ROW [flags of test.py]     a row that is another row's runs, tested otherwise (or drawn with)
 # In the flags @ROW stands for another row's run with the same seed, as in --init @ROW; that row is then run first.
 tables=() in_table=() names=() scripts=() flags=()
 table() { current_table=$1; tables+=("$1"); }
 add() { in_table+=("$current_table"); names+=("$1"); scripts+=("$2"); shift 2; flags+=("$*"); }
-row() { local name=$1 folder=$2; shift 2; add "$name" "$folder/train.py" "$@"; }
-test_row() { local name=$1 folder=$2 trained=$3; shift 3; add "$name" "$folder/test.py" --run "@$trained" "$@"; }
+script_of() { [[ $1 == *.py ]] && echo "$1" || echo "$1/$2"; }
+row() { local name=$1 script; script=$(script_of "$2" train.py); shift 2; add "$name" "$script" "$@"; }
+test_row() {
+  local name=$1 script trained=$3
+  script=$(script_of "$2" test.py); shift 3; add "$name" "$script" --run "@$trained" "$@"
+}
 
 table ablation
 row triplet                        code
@@ -109,6 +126,34 @@ row san-triplet                   code_SAN --decoder_triplet
 row san-first                     code_SAN --reconstruction_only
 row san-pg                        code_SAN --init @san-first --decoder @san-first $GENTLY
 
+# A region without pairs: the source's pairs, and the target's images. Every way starts from the source's network.
+table regions
+row source-only        code_Con $ACROSS $LONGER $FROM_SOURCE
+row target-supervised  code_Con $MANY --region $TARGET --target_region $TARGET $LONGER $FROM_TARGET
+test_row adabn         code_Adapt source-only --batchnorm target
+row coral              code_Adapt $ACROSS --start @source-only --coral 1 $ADAPT
+row critic             code_Adapt $ACROSS --start @source-only --critic 0.001 $ADAPT
+row pseudo-pairs       code_Adapt $ACROSS --start @source-only --pseudo_pairs 1 $ADAPT
+row arn                code_ARN $ACROSS --start @source-only $ADAPT
+row arn-no-private     code_ARN $ACROSS --start @source-only --no_private $ADAPT
+row arn-unsupervised   code_ARN $ACROSS --start @source-only --unsupervised $ADAPT
+row arn-reconstruction code_ARN $ACROSS --start @source-only --unsupervised --no_private $ADAPT
+row gan                code_HHL/train_generator.py --region $TARGET
+test_row gan-images    code_HHL/generate.py gan
+row hhl                code_HHL $ACROSS --start @source-only --generated @gan-images $FEW $ADAPT
+row ecn-exemplar       code_ECN $ACROSS --start @source-only --neighbours 1 $FEW $ADAPT
+row ecn-camera         code_ECN $ACROSS --start @source-only --neighbours 1 --generated @gan-images $FEW $ADAPT
+row ecn                code_ECN $ACROSS --start @source-only --generated @gan-images $FEW $ADAPT
+
+# Pseudo-modal images from a generator, beside triplet and triplet+exchange.
+table generated
+row pairs-gan                   code_HHL/train_generator.py
+test_row pairs-gan-images       code_HHL/generate.py pairs-gan
+row diffusion                   code_Diffusion $MANY
+test_row diffusion-images       code_Diffusion/generate.py diffusion
+row triplet+generated-gan       code_Aux --generated @pairs-gan-images
+row triplet+generated-diffusion code_Aux --generated @diffusion-images
+
 # What is asked for -----------------------------------------------------------------------------------------
 number_of() {
   local i
@@ -147,12 +192,12 @@ for i in "${order[@]}"; do
   for seed in $SEEDS; do
     name=${names[i]}
     command=("$PYTHON" "${scripts[i]}" --result_path "results/$NAME/$name/seed$seed")
-    [[ ${scripts[i]} != */train.py ]] || command+=(--data_path "$DATA_PATH" --seed "$seed" $PROFILE)
+    [[ ${scripts[i]} != */train*.py ]] || command+=(--data_path "$DATA_PATH" --seed "$seed" $PROFILE)
     for word in ${flags[i]}; do
       [[ $word != @* ]] || word=results/$NAME/${word#@}/seed$seed
       command+=("$word")
     done
-    [[ ${scripts[i]} != */train.py ]] || command+=($MORE)
+    [[ ${scripts[i]} != */train*.py ]] || command+=($MORE)
     echo "== $name, seed $seed"
     "${command[@]}" || { [ $? -ne 130 ] || exit 130; failed+=("$name (seed $seed)"); }
   done

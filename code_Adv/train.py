@@ -12,12 +12,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's
 
 import torch
 
-from critics import CRITICS, critic_step
-from modal_losses import MODAL_LOSSES
 from shared import options
+from shared.critics import CRITICS, critic_step
 from shared.dataset import describe, load_data, steps_per_epoch
 from shared.filters import pseudo_modal
+from shared.generated import true_and_generated, with_generated
 from shared.losses import cross_modal_triplet
+from shared.modal_losses import MODAL_LOSSES
 from shared.model import build_model
 from shared.optimizers import build_optimizer, build_schedule
 from shared.plumbing.distributed import gather
@@ -44,13 +45,15 @@ def arguments():
 
 
 def train(args):
-    auxiliary = args.channel_exchange or args.filter
+    auxiliary = args.channel_exchange or args.filter or args.generated
     kinds = 4 if auxiliary else 2
     run = Run(args, __file__)
     if run.finished:
         return
 
     pairs, evaluation = load_data(args)
+    if args.generated:
+        pairs = with_generated(pairs, args.generated, args.workers)
     steps = steps_per_epoch(pairs, args.batch_size)
     run.log(describe(pairs, evaluation))
 
@@ -66,8 +69,9 @@ def train(args):
         model.train()
         for opt, sar, places in run.batches(pairs, epoch):      # B x 3 x S x S in [0, 1]
             if auxiliary:
-                opt_pseudo = pseudo_modal(opt, args.channel_exchange, args.filter, run.generator, guide=sar)
-                sar_pseudo = pseudo_modal(sar, args.channel_exchange, args.filter, run.generator, guide=opt)
+                (opt, opt_pseudo), (sar, sar_pseudo) = true_and_generated(opt), true_and_generated(sar)
+                opt_pseudo = pseudo_modal(opt_pseudo, args.channel_exchange, args.filter, run.generator, guide=sar)
+                sar_pseudo = pseudo_modal(sar_pseudo, args.channel_exchange, args.filter, run.generator, guide=opt)
                 opt, sar = torch.cat([opt, opt_pseudo]), torch.cat([sar, sar_pseudo])
             with run.autocast():                                # kinds x B x 512: optical (and pseudo-), SAR (...)
                 pool5, fc = network(opt, sar)

@@ -13,6 +13,7 @@ import torch
 from shared import options
 from shared.dataset import describe, load_data, steps_per_epoch
 from shared.filters import pseudo_modal
+from shared.generated import true_and_generated, with_generated
 from shared.losses import cross_modal_triplet
 from shared.model import build_model
 from shared.optimizers import build_optimizer, build_schedule
@@ -25,7 +26,7 @@ def arguments():
     parser = options.training(__doc__, cpu=options.PSEUDO_MODAL_RATES)
     options.add_pseudo_modal(parser)
     args = parser.parse_args()
-    args.channel_exchange = args.channel_exchange or not args.filter
+    args.channel_exchange = args.channel_exchange or not (args.filter or args.generated)
     return args
 
 
@@ -35,6 +36,8 @@ def train(args):
         return
 
     pairs, evaluation = load_data(args)
+    if args.generated:
+        pairs = with_generated(pairs, args.generated, args.workers)
     steps = steps_per_epoch(pairs, args.batch_size)
     run.log(describe(pairs, evaluation))
 
@@ -47,8 +50,9 @@ def train(args):
     for epoch in run.epochs():
         model.train()
         for opt, sar, places in run.batches(pairs, epoch):      # B x 3 x S x S in [0, 1]
-            opt_pseudo = pseudo_modal(opt, args.channel_exchange, args.filter, run.generator, guide=sar)
-            sar_pseudo = pseudo_modal(sar, args.channel_exchange, args.filter, run.generator, guide=opt)
+            (opt, opt_pseudo), (sar, sar_pseudo) = true_and_generated(opt), true_and_generated(sar)
+            opt_pseudo = pseudo_modal(opt_pseudo, args.channel_exchange, args.filter, run.generator, guide=sar)
+            sar_pseudo = pseudo_modal(sar_pseudo, args.channel_exchange, args.filter, run.generator, guide=opt)
             with run.autocast():                                # 4B x 512: optical, pseudo-optical, SAR, pseudo-SAR
                 pool5, fc = network(torch.cat([opt, opt_pseudo]), torch.cat([sar, sar_pseudo]))
             fc = gather(fc, kinds=4)                            # of all devices, if there are several

@@ -24,8 +24,7 @@ from shared.run import Run
 
 
 def arguments():
-    parser = options.training(__doc__, cpu={"lr": 2e-3, "lr_head": 2e-3, "batch_size": 64, "layer4_stride": 2,
-                                            "specify_num": 1, "epochs": 48})
+    parser = options.training(__doc__, cpu=options.CONTRASTIVE_CPU)
     group = parser.add_argument_group("contrastive")
     group.add_argument("--loss", choices=CONTRASTIVE, default="triplet",
                        help="triplet: batch-hard; the last three are pytorch-metric-learning's "
@@ -38,8 +37,7 @@ def arguments():
     group.add_argument("--chunk", type=options.positive, metavar="PAIRS",
                        help="embed so many pairs at a time, for batches that do not fit the memory (default: the "
                             "whole batch)")
-    # Not the author's recipe, but this method's own.
-    parser.set_defaults(pooling="grid", optim="adamw", schedule="cosine", lr=3e-4, lr_head=1e-3, batch_size=64)
+    parser.set_defaults(**options.CONTRASTIVE_DEFAULTS)     # not the author's recipe, but this method's own
     args = parser.parse_args()
     if args.hard_negatives and args.windows:
         raise InputError("--hard_negatives looks for places that were seen before, and --windows draws each but once: "

@@ -31,7 +31,7 @@ PX_OF_A_WINDOW = 200                                    # an epoch has as many w
 
 def arguments():
     parser = options.TrainingParser(__doc__, cpu={"epochs": 36})
-    options.add_data(parser)
+    options.add_validation(options.add_data(parser))
     recipe = options.add_recipe(parser)
     recipe.add_argument("--query", type=options.positive, default=128, metavar="PX", help="side of a query in training")
     recipe.add_argument("--rotations", type=options.positive, default=2,

@@ -1,13 +1,12 @@
 """A run's decoder and what it draws: kept, opened, compared with the true image, shown."""
-import cv2
-import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 from decoder import Decoder
 from shared.dataset import to_bytes, to_float
+from shared.likeness import likeness, show_strip
+from shared.model import channels_of
 from shared.plumbing.errors import InputError
-from shared.plumbing.files import load_tensors, write_figure, write_tensors
+from shared.plumbing.files import load_tensors, write_tensors
 
 DECODER = "decoder.pt"
 AT_ONCE = 64                                            # images drawn at once
@@ -19,10 +18,7 @@ def build_decoder(model, run):
 
     InputError where the run holds none, or one for another architecture.
     """
-    with torch.no_grad():
-        images = torch.zeros(1, 3, 64, 64, device=next(model.parameters()).device)
-        maps = model.eval()(opt=images, with_maps=True)[2]
-    channels = [stage.shape[1] for stage in maps[1:]]
+    channels = channels_of(model)[1:]
     if not run:
         return Decoder(channels)
     decoder = load_decoder(run, "--decoder")
@@ -76,26 +72,3 @@ def draw_split(model, decoder, pairs, device, autocast, file):
         rows.update({title: images[modality][shown], f"drawn from {title}": drawn[shown]})
     show_strip(rows, file)
     return figures
-
-
-def likeness(drawn, true):
-    """{"psnr" in dB, "ssim" in [-1, 1]}: means over images, (N, S, S, 3) uint8 both.
-
-    SSIM is OpenCV's (Wang et al., "Image Quality Assessment", 2004), the mean over the channels.
-    """
-    squared = (drawn.float() - true.float()).square().mean((1, 2, 3)).clamp(min=1e-12)
-    ssim = [np.mean(cv2.quality.QualitySSIM_compute(a, b)[0][:3]) for a, b in zip(drawn.numpy(), true.numpy())]
-    return {"psnr": (10 * torch.log10(255 ** 2 / squared)).mean().item(), "ssim": float(np.mean(ssim))}
-
-
-def show_strip(rows, file):
-    """A PNG with a row for each of {title: (N, S, S, 3) uint8 RGB}."""
-    count = len(next(iter(rows.values())))
-    figure = Figure(figsize=(1.3 * count, 1.35 * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), count, squeeze=False)
-    for line, (title, images) in zip(axes, rows.items()):
-        for axis, image in zip(line, images):
-            axis.imshow(image.numpy())
-            axis.set(xticks=(), yticks=())
-        line[0].set_ylabel(title, fontsize=8)
-    write_figure(file, figure)

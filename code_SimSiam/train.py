@@ -33,7 +33,11 @@ def arguments():
     # So few steps take a larger rate than the paper's 0.05: docs/simsiam.md.
     cpu = {"arch": "resnet18", "img_size": 96, "batch_size": 64, "epochs": 20, "view_size": 64, "lr": 0.2}
     parser = options.TrainingParser(__doc__, cpu)
-    options.add_drawing(options.add_data(parser))
+    data = options.add_data(parser)
+    options.add_validation(data)
+    options.add_drawing(data)
+    options.add_region(data)
+    options.add_target(data)
     options.add_model(parser)
     recipe = options.add_recipe(parser)
     group = parser.add_argument_group("views")

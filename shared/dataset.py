@@ -22,7 +22,8 @@ class Pairs:
     names: P place names. opt: (P, S, S, 3) uint8, RGB. sar: (M, S, S, 3) uint8. sar_place: (M) int64, the place of each
     SAR image. tiles: P names of the tile that each place was cut from. positions: (P, 2) float64, x and y in metres,
     NaN where unknown, or None. left_out: how many names leave_out.csv left out. crop: side in px of an image as its
-    file holds it. symmetries: draw pairs at any of the eight symmetries of the square, not only flipped.
+    file holds it. symmetries: draw pairs at any of the eight symmetries of the square, not only flipped. regions: P
+    names of the region that each place lies in, "" where pairs.csv names none.
     """
     names: list
     opt: torch.Tensor
@@ -34,6 +35,7 @@ class Pairs:
     left_out: int = 0
     crop: int = None
     symmetries: bool = False
+    regions: list = ()
 
     def __len__(self):
         return len(self.names)
@@ -88,7 +90,23 @@ class Pairs:
         return replace(self, names=[self.names[i] for i in places], tiles=[self.tiles[i] for i in places],
                        opt=self.opt[places], sar=self.sar[rows], sar_names=[self.sar_names[i] for i in rows],
                        sar_place=torch.searchsorted(places, self.sar_place[rows]),
-                       positions=None if self.positions is None else self.positions[places])
+                       positions=None if self.positions is None else self.positions[places],
+                       regions=[self.regions[i] for i in places] if self.regions else self.regions)
+
+    def of_regions(self, regions, flag):
+        """The same split with the places of these regions only; all of it where `regions` is None.
+
+        flag: the command line's name for `regions`. InputError where pairs.csv names no such region.
+        """
+        if regions is None:
+            return self
+        unknown = sorted(set(regions) - set(self.regions))
+        if unknown:
+            there = sorted(set(self.regions) - {""})
+            raise InputError(f"{flag} {' '.join(unknown)}: pairs.csv has "
+                             + (f"the regions {', '.join(there)}" if there else "no region in a column of that name"))
+        inside = torch.tensor([region in regions for region in self.regions])
+        return self.subset(inside.nonzero().flatten())
 
 
 def load_data(args):
@@ -96,26 +114,36 @@ def load_data(args):
 
     --validate 0 evaluates on the test split. Above 0, that share of the training split's tiles is held out and
     evaluated on instead, and the test split is not read: this is where choices are made. --windows trains on windows
-    of the training tiles instead of the crops, --symmetries on the crops at all eight symmetries.
+    of the training tiles instead of the crops, --symmetries on the crops at all eight symmetries. --region trains on
+    (and holds out of) these regions alone; --target_path and --target_region say where the test split is.
     Raises InputError that names every bad file of both splits.
     """
     if args.validate:
-        train, evaluation = hold_out(*_load(args, "train"), args.validate)
+        train, evaluation = hold_out(_load_training(args), args.validate)
+        return _as_drawn(train, args), evaluation
+    if args.target_path:
+        (train,), (evaluation,) = _load(args, args.data_path, "train"), _load(args, args.target_path, "test")
     else:
-        train, evaluation = _load(args, "train", "test")
-    return _as_drawn(train, args), evaluation
+        train, evaluation = _load(args, args.data_path, "train", "test")
+    train = train.of_regions(args.region, "--region")
+    return _as_drawn(train, args), evaluation.of_regions(args.target_region, "--target_region")
 
 
 def load_training_data(args):
     """The same without anything to evaluate on: for pretraining. With --validate, the tiles held out are left out."""
-    train, = _load(args, "train")
+    train = _load_training(args)
     if args.validate:
         train, _ = hold_out(train, args.validate)
     return _as_drawn(train, args)
 
 
-def _load(args, *splits):
-    return load_splits(args.data_path, splits, args.img_size, args.workers, args.store)
+def _load_training(args):
+    train, = _load(args, args.data_path, "train")
+    return train.of_regions(args.region, "--region")
+
+
+def _load(args, data_path, *splits):
+    return load_splits(data_path, splits, args.img_size, args.workers, args.store)
 
 
 def _as_drawn(train, args):
@@ -258,8 +286,9 @@ def _read_split(root, split, img_size, workers, store, problems):
     index = {name: i for i, name in enumerate(names)}
     sar_place = torch.tensor([index[sar[name][0]] for name in sar_names])
     tiles = [rows.get(name, {}).get("tile") or name for name in names]
+    regions = [rows.get(name, {}).get("region") or "" for name in names]
     return Pairs(names, opt_images, sar_names, sar_images, sar_place, tiles, _positions(names, rows),
-                 left_out=len(left_out), crop=opt_sizes[0] or len(read_image(opt_files[0])))
+                 left_out=len(left_out), crop=opt_sizes[0] or len(read_image(opt_files[0])), regions=regions)
 
 
 def _with_partners(listing, split, problems):

@@ -134,6 +134,14 @@ def _onto(model, device):
     return model.to(device, memory_format=torch.channels_last)
 
 
+@torch.no_grad()
+def channels_of(model):
+    """Channels of the maps of the five stages."""
+    images = torch.zeros(1, 3, 64, 64, device=next(model.parameters()).device)
+    maps = model.eval()(opt=images, with_maps=True)[2]
+    return [stage.shape[1] for stage in maps]
+
+
 def require_run(folder, flag):
     """The weights.pt of a finished run. InputError where the folder holds none."""
     file = folder / "weights.pt"
@@ -203,6 +211,16 @@ def _initialize_from_run(model, folder):
                          f"shared one can take only one: give --specify_num {theirs['specify_num']} or more")
     for modality in ("opt", "sar"):
         _copy_stages(source.stages_of(modality), model.stages_of(modality))
+
+
+def start_from(model, folder):
+    """Fill the whole network, its embedding, too, with a finished run's. InputError where that is another network."""
+    source, _ = _read_run(Path(folder), "--start")
+    differing = [f"{name} {source.settings[name]} there, {value} here" for name, value in model.settings.items()
+                 if source.settings[name] != value]
+    if differing:
+        raise InputError(f"--start {folder} holds another network ({'; '.join(differing)}): give the flags of that run")
+    model.load_state_dict(source.state_dict())
 
 
 def _copy_stages(source, target):

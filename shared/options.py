@@ -18,6 +18,10 @@ CPU_RECIPE = {"arch": "resnet18", "img_size": 96, "init": "none", "schedule": "c
 # With pseudo-modal images twelve triplet terms are summed instead of two, and it takes a sixth of the rates: at 0.1
 # sharing-5 collapses, and sharing-3 with some seeds.
 PSEUDO_MODAL_RATES = {"lr": 0.017, "lr_head": 0.017}
+# code_Con's own recipe, and what of it --recipe cpu sets otherwise; methods that adapt it to a region start from it.
+CONTRASTIVE_DEFAULTS = {"pooling": "grid", "optim": "adamw", "schedule": "cosine", "lr": 3e-4, "lr_head": 1e-3,
+                        "batch_size": 64}
+CONTRASTIVE_CPU = {"lr": 2e-3, "lr_head": 2e-3, "batch_size": 64, "layer4_stride": 2, "specify_num": 1, "epochs": 48}
 
 
 class TrainingParser(argparse.ArgumentParser):
@@ -37,7 +41,7 @@ class TrainingParser(argparse.ArgumentParser):
         defaults = {name: self.get_default(name) for name in vars(args)}
         if args.recipe == "cpu":
             self.set_defaults(**self.cpu)
-            if getattr(args, "channel_exchange", False) or getattr(args, "filter", None):
+            if any(getattr(args, name, None) for name in ("channel_exchange", "filter", "generated")):
                 self.set_defaults(**PSEUDO_MODAL_RATES)
             args = super().parse_args(arguments)
         args.defaults = defaults
@@ -52,7 +56,10 @@ def training(description, cpu=()):
     cpu = {**CPU_RECIPE, **dict(cpu)}
     parser = TrainingParser(description, cpu)
     data = add_data(parser)
+    add_validation(data)
     add_drawing(data)
+    add_region(data)
+    add_target(data)
     add_model(parser)
     loss = parser.add_argument_group("triplet loss")
     loss.add_argument("--margin", type=not_negative, default=0.5, help="in squared L2 distance")
@@ -80,10 +87,14 @@ def add_data(parser):
                        help="the data set's folder, looked up here, then under the home directory")
     group.add_argument("--img_size", type=positive, default=200,
                        help="side of an image in px: crops are resized to it, windows have it")
+    return group
+
+
+def add_validation(group):
+    """The flag that says to evaluate on training tiles that are held out."""
     group.add_argument("--validate", type=share, default=0.0, metavar="SHARE",
                        help="hold out this share of the training tiles and evaluate on them, never on the test split: "
                             "for making choices")
-    return group
 
 
 def add_drawing(group):
@@ -93,6 +104,19 @@ def add_drawing(group):
     group.add_argument("--symmetries", action="store_true",
                       help="train on the crops at any of the eight symmetries of the square, both images of a pair "
                            "alike")
+
+
+def add_region(group):
+    """The flag that says where to train."""
+    group.add_argument("--region", nargs="+", metavar="NAME",
+                       help="train on the places of these regions of pairs.csv alone (default: all)")
+
+
+def add_target(group):
+    """The flags that say where to evaluate, if that is not the ground that is trained on."""
+    group.add_argument("--target_path", metavar="DATA", help="evaluate on another data set than is trained on")
+    group.add_argument("--target_region", nargs="+", metavar="NAME",
+                       help="evaluate on the test places of these regions alone (default: all)")
 
 
 def add_model(parser):
@@ -134,6 +158,18 @@ def add_run(parser):
     return group
 
 
+def adaptation(description, cpu=()):
+    """The parser of a train.py that learns from pairs of one region and from another region's images without pairs.
+
+    Its network and recipe are those of code_Con/train.py.
+    """
+    parser = training(description, cpu={**CONTRASTIVE_CPU, **dict(cpu)})
+    parser.add_argument("--start", metavar="RUN",
+                        help="begin with the whole network of a finished run, its embedding, too")
+    parser.set_defaults(**CONTRASTIVE_DEFAULTS)
+    return parser
+
+
 def add_pseudo_modal(parser):
     """The flags of auxiliary training; with them, --recipe cpu takes PSEUDO_MODAL_RATES."""
     group = parser.add_argument_group("pseudo-modal images")
@@ -142,6 +178,9 @@ def add_pseudo_modal(parser):
     group.add_argument("--guided_filter", action="store_const", dest="filter", const="guided",
                        help="the author's: --filter guided; with pseudo-modal images --recipe cpu takes "
                             + as_flags(PSEUDO_MODAL_RATES))
+    group.add_argument("--generated", metavar="FOLDER",
+                       help="of what a generator drew of each place (code_HHL/generate.py, code_Diffusion/generate.py) "
+                            "instead of the true images; filter and exchange, where asked for, come after")
 
 
 def testing(description):
@@ -160,6 +199,17 @@ def testing(description):
     add_device(parser)
     add_compile(parser)
     add_store(parser)
+    return parser
+
+
+def generating(description):
+    """The parser of a generate.py."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)
+    parser.add_argument("--run", required=True, type=Path, help="the folder of a run that trained a generator")
+    parser.add_argument("--result_path", required=True, type=Path, help="a folder for the images")
+    parser.add_argument("--data_path", help="another data set than the run's own")
+    add_device(parser)
     return parser
 
 

@@ -24,7 +24,8 @@ from shared.plumbing.errors import InputError, Interrupted
 from shared.plumbing.files import append_text, load_tensors, write_rows, write_tensors, write_text
 
 # What may differ between a run and its continuation: where it is and how it was asked for, not what it is.
-NOT_THE_RUN = ("result_path", "data_path", "device", "workers", "store", "compile", "fresh", "recipe", "defaults")
+NOT_THE_RUN = ("result_path", "data_path", "device", "workers", "store", "compile", "fresh", "recipe", "defaults",
+               "eval_every")
 
 # A loss that passes the value of embeddings that are all alike on the way down does not stay there. Where each modality
 # has collapsed to a point of its own it stands a little above.
@@ -179,12 +180,13 @@ class Run:
                     distributed.stop()
                     raise Interrupted
 
-    def draw_unpaired(self, target):
+    def draw_unpaired(self, target, count=None):
         """A batch of images without pairs beside the step's own: see Unpaired.draw; floats, on the device.
 
-        opt, sar: (B, 3, S, S) float32 in [0, 1]; opt_rows, sar_rows: (B) int64. Several processes draw their shares.
+        count: of each modality (default: as many as there are pairs in a batch). opt, sar: (B, 3, S, S) float32 in
+        [0, 1]; opt_rows, sar_rows: (B) int64. Several processes draw their shares.
         """
-        count = self.args.batch_size // distributed.world_size()
+        count = (count or self.args.batch_size) // distributed.world_size()
         opt, sar, opt_rows, sar_rows = target.draw(count, self.generator)
         images = to_float(opt, self.device), to_float(sar, self.device)
         return *images, opt_rows.to(self.device), sar_rows.to(self.device)

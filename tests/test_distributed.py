@@ -17,8 +17,7 @@ sys.path.insert(0, {root!r})
 import torch
 import torch.nn.functional as F
 from shared.plumbing import distributed
-sys.path.insert(0, {root!r} + "/code_Adv")
-from critics import CRITICS, critic_step
+from shared.critics import CRITICS, critic_step
 from shared.losses import cross_modal_triplet
 
 out, kinds, places = sys.argv[1], int(sys.argv[2]), 8

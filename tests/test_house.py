@@ -16,13 +16,18 @@ from test_dataset import make_data
 from tools.bench import load_script
 
 SCRIPTS = sorted(str(file.relative_to(ROOT)) for file in
-                 [*ROOT.glob("code*/t*.py"), *ROOT.glob("tools/*.py"), *ROOT.glob("data/*/prepare.py")]
+                 [*ROOT.glob("code*/*.py"), *ROOT.glob("tools/*.py"), *ROOT.glob("data/*/prepare.py")]
                  if "__main__" in file.read_text())
+
+
+def modules_of(folder):
+    """The names of what a method's scripts import from its folder."""
+    return [file.stem for file in folder.glob("*.py") if "__main__" not in file.read_text()]
 
 
 def test_modules_of_methods_have_names_of_their_own():
     """A script's folder is first on the path, and the tests import the modules of all methods in one process."""
-    names = [file.stem for folder in METHODS for file in folder.glob("*.py") if file.stem not in ("train", "test")]
+    names = [name for folder in METHODS for name in modules_of(folder)]
     others = ("shared", "shared/plumbing", "tools", "data")
     shared = [file.stem for folder in others for file in (ROOT / folder).glob("*.py")]
     assert len(names) >= 5 and len(set(names)) == len(names) and not set(names) & set(shared)
@@ -30,7 +35,7 @@ def test_modules_of_methods_have_names_of_their_own():
 
 def test_methods_do_not_know_each_other_and_shared_knows_none():
     methods = {folder.name for folder in METHODS}
-    own = {folder.name: {file.stem for file in folder.glob("*.py")} - {"train", "test"} for folder in METHODS}
+    own = {folder.name: modules_of(folder) for folder in METHODS}
     for file in [*ROOT.glob("shared/**/*.py"), *(file for folder in METHODS for file in folder.glob("*.py"))]:
         text = file.read_text()
         for method in methods - {file.parent.name}:
@@ -92,7 +97,8 @@ def test_a_layout_is_added_in_one_place(monkeypatch, tmp_path):
 RUN_SH = (ROOT / "run.sh").read_text()
 SETTINGS = dict(re.findall(r'\b([A-Z_]+)\+?="([^"$]*)"', RUN_SH))          # of the demo pairs, where there are several
 SETTINGS["MANY"] = "--windows"
-ROWS = re.findall(r"^(row|test_row) +(\S+) +(code\w*) +(.*)$|^(row) +(\S+) +(code\w*)$", RUN_SH, re.M)
+SETTINGS["ACROSS"] = "--windows --region a --target_region b"
+ROWS = re.findall(r"^(row|test_row) +(\S+) +(code[\w/.]*) +(.*)$|^(row) +(\S+) +(code[\w/.]*)$", RUN_SH, re.M)
 ROWS = [tuple(filter(None, groups)) for groups in ROWS]
 
 
@@ -110,8 +116,9 @@ def test_every_row_of_run_sh_has_flags_that_its_script_takes(row, monkeypatch):
     starts_from = re.findall(r"@(\S+)", words)
     assert set(starts_from) <= {other[1] for other in ROWS}
     profile = ["--data_path", "x", "--recipe", "cpu"] if kind == "row" else []
-    monkeypatch.setattr("sys.argv", ["script", *profile, *words.split()])
-    load_script(ROOT / folder / ("train.py" if kind == "row" else "test.py")).arguments()
+    monkeypatch.setattr("sys.argv", ["script", *profile, "--result_path", "x", *words.split()])
+    script_name = "" if folder.endswith(".py") else "train.py" if kind == "row" else "test.py"
+    load_script(ROOT / folder / script_name).arguments()
 
 
 # Flags -------------------------------------------------------------------------------------------------------------

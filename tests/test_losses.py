@@ -3,9 +3,9 @@ import copy
 import pytest
 import torch
 
-from critics import CRITICS, critic_step
-from modal_losses import MODAL_LOSSES
+from shared.critics import CRITICS, critic_step
 from shared.losses import cross_modal_triplet, squared_distances
+from shared.modal_losses import MODAL_LOSSES
 
 
 def triplet_by_loop(fc, kinds, margin):

@@ -64,7 +64,7 @@ def test_the_critic_does_not_move_the_model_but_its_loss_does(demo, baseline, tm
 
 def test_a_critic_of_no_weight_is_not_trained(demo, tmp_path):
     """With --lambda_adv 0 it ends as it began, and costs nothing; with a weight it learns."""
-    program = "import sys; sys.path[:0] = [{0!r}, {0!r} + '/code_Adv']; import critics; critics.critic_step = print"
+    program = "import sys; sys.path.insert(0, {!r}); from shared import critics; critics.critic_step = print"
     program = program.format(str(ROOT))
     program += "; import runpy; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     command = [sys.executable, "-c", program, "code_Adv/train.py", "--data_path", str(demo), *SMALL, "--epochs", "1"]

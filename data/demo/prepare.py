@@ -152,20 +152,22 @@ def render_sar(classes, height, rng):
 
 
 def make_pair(place, seed, out):
-    """Render one place, (split, number), to OUT/split/{opt,sar}/NAME.png."""
+    """Render one place, (split, number), to OUT/split/{opt,sar}/NAME.png. Returns its row of pairs.csv."""
     split, number = place
     layout = np.random.default_rng([seed, split == "test", number // LOOK_ALIKES, 1])
     rng = np.random.default_rng([seed, split == "test", number])
     classes, height, tint = scene(layout, rng)
     opt = render_optical(classes, height, tint, rng)
-    if rng.random() < 0.5:
+    region = "left" if rng.random() < 0.5 else "right"   # from where the radar looks
+    if region == "left":
         sar = render_sar(classes, height, rng)
-    else:                                                # the radar looks from the right
+    else:
         sar = render_sar(classes[:, ::-1], height[:, ::-1], rng)[:, ::-1]
     images = {"opt": opt, "sar": sar}
     for modality, image in images.items():
         file = out / split / modality / f"{number:04d}.png"
         write_bytes(file, cv2.imencode(".png", image[..., ::-1])[1].tobytes())
+    return {"split": split, "id": f"{number:04d}", "region": region}
 
 
 def main():
@@ -181,10 +183,9 @@ def main():
             (args.out / split / modality).mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor() as pool:
         made = pool.map(partial(make_pair, seed=args.seed, out=args.out), places, chunksize=8)
-        list(tqdm(made, total=len(places), desc="demo pairs", disable=None))
+        rows = list(tqdm(made, total=len(places), desc="demo pairs", disable=None))
     # Written last: where it is, the set is whole.
-    rows = [{"split": split, "id": f"{number:04d}"} for split, number in places]
-    write_rows(args.out / "pairs.csv", ("split", "id"), rows)
+    write_rows(args.out / "pairs.csv", ("split", "id", "region"), rows)
     print(f"{len(places)} pairs in {args.out}")
 
 
