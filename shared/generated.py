@@ -41,7 +41,7 @@ def generate(args, settings, img_size, translate):
             start = time.perf_counter()
             drawn = translate(images[source], modality)
             seconds += time.perf_counter() - start
-            _write_images(args.result_path / split / modality, pairs.names, drawn)
+            write_images(args.result_path / split / modality, pairs.names, drawn)
             count += len(drawn)
     for name in ("pairs.csv", "leave_out.csv"):
         if (find_data(data_path) / name).is_file():
@@ -52,7 +52,8 @@ def generate(args, settings, img_size, translate):
     print(f"{args.result_path}: " + ", ".join(f"{name} {value:.4g}" for name, value in took.items()))
 
 
-def _write_images(folder, names, images):
+def write_images(folder, names, images):
+    """(N, S, S, 3) uint8, RGB, as FOLDER/NAME.png."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, image in zip(names, images.numpy()):
         write_bytes(folder / f"{name}.png", cv2.imencode(".png", image[..., ::-1])[1].tobytes())
