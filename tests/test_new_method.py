@@ -21,7 +21,7 @@ from conftest import ROOT, copy_checkout, run_sh, script
 ROWS = """
 table memory
 row memory-drawn code_Memory --pretrain
-row memory code_Memory --init @memory-drawn --target_path {target} --lambda_memory 0.2
+row memory code_Memory --init @memory-drawn --unpaired_path {target} --lambda_memory 0.2
 test_row memory-turned code_Memory memory --first 3
 
 """
@@ -78,7 +78,7 @@ def test_a_new_method_is_a_folder_and_its_lines_in_run_sh(checkout, demo):
     # One sitting gives the same, bit for bit, and its decoder and memory are not in what is tested.
     whole = checkout / "results/whole"
     done = script("code_Memory/train.py", "--data_path", demo, "--result_path", whole, "--recipe", "cpu", "--init",
-                  drawn, "--target_path", demo, "--lambda_memory", "0.2", *SMALL.split(), cwd=checkout)
+                  drawn, "--unpaired_path", demo, "--lambda_memory", "0.2", *SMALL.split(), cwd=checkout)
     assert done.returncode == 0, done.stderr
     assert f"{PLACES} training places; 12 optical and 12 SAR images without pairs" in done.stdout
     one, other = (torch.load(folder / "weights.pt", weights_only=True)["model"] for folder in (run, whole))
@@ -108,8 +108,8 @@ def test_tables_and_rows_are_asked_for_by_name(checkout, demo):
         assert done.returncode == 2 and "==" not in done.stdout
         return done.stderr
 
-    message = refused(TABLES="memory regions")
-    assert "TABLES names regions, but run.sh has the tables ablation" in message and message.endswith(" memory\n")
+    message = refused(TABLES="memory absent")
+    assert "TABLES names absent, but run.sh has the tables ablation" in message and message.endswith(" memory\n")
     text = (checkout / "run.sh").read_text()
     (checkout / "run.sh").write_text(text.replace("--init @memory-drawn", "--init @absent"))
     try:

@@ -130,7 +130,8 @@ def test_bad_tiles_are_all_named(tmp_path):
 def test_the_training_split_is_listed_once(tmp_path, monkeypatch, store):
     data = with_tiles(tmp_path / "d")
     args = argparse.Namespace(data_path=str(data), img_size=10, workers=2, store=store.split()[0], validate=0.0,
-                              windows=True, symmetries=False, batch_size=4)
+                              windows=True, symmetries=False, batch_size=4, region=None, target_path=None,
+                              target_region=None)
     if store == "disk again":
         load_data(args)                                   # the memory map is there: nothing is decoded any more
     listed = []

@@ -22,7 +22,7 @@ def arguments():
     group = parser.add_argument_group("memory")
     group.add_argument("--pretrain", action="store_true", help="by drawing alone; nothing is evaluated")
     group.add_argument("--lambda_memory", type=options.not_negative, default=0.1)
-    group.add_argument("--target_path", help="a data set whose training images are used without their pairs")
+    group.add_argument("--unpaired_path", help="a data set whose training images are used without their pairs")
     return parser.parse_args()
 
 
@@ -35,7 +35,7 @@ def train(args):
         pairs, evaluation = load_training_data(args), None
     else:
         pairs, evaluation = load_data(args)
-    target = load_unpaired(args.target_path, args.img_size, args.workers) if args.target_path else None
+    target = load_unpaired(args.unpaired_path, args.img_size, args.workers) if args.unpaired_path else None
     steps = steps_per_epoch(pairs, args.batch_size)
     run.log(pairs.describe() + (f"; {target.describe()}" if target else ""))
 
