@@ -36,15 +36,15 @@ SEEDS=${SEEDS:-0}
 # The profile -----------------------------------------------------------------------------------------------
 # With CUDA the recipe that is every flag's default: ResNet50 from ImageNet weights, 200 px, 60 epochs. Without, what
 # trains from scratch on a CPU in minutes; each train.py's --help tells what that is.
-PROFILE= SAMPLE= LONGER= MATCH= SIDES= GENTLY= FEW=
+PROFILE= SAMPLE= LONGER= MATCH= SIDES= GENTLY= SLOWLY= FEW= SOON=
 if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-  PROFILE="--recipe cpu" GENTLY="--lr 0.03 --lr_head 0.03"
+  PROFILE="--recipe cpu" GENTLY="--lr 0.03 --lr_head 0.03" SLOWLY="--lr 1e-3 --lr_head 1e-3"
   if [ "$NAME" = demo ]; then
     PROFILE+=" --img_size 64 --batch_size 24 --epochs 4" SAMPLE="--sample 24"
     LONGER="--epochs 12"                # contrastive learning begins slowly, and its steps are the cheapest
     MATCH="--img_size 128 --query 64 --batch_size 16 --epochs 6 --calibration 20"
     SIDES="--sides 100 --queries 1 --tiles 8"
-    FEW="--target_images 8"
+    FEW="--target_images 8" SOON="--neighbours_from 2"
   fi
 fi
 if [ -d "$DATA_PATH/train_tiles" ] || [ -d "$HOME/$DATA_PATH/train_tiles" ]; then
@@ -60,8 +60,8 @@ elif [ "$NAME" = demo ]; then
   SOURCE=left TARGET=right
 elif [ "$NAME" = S1S2align200 ]; then
   SOURCE=T14RNT TARGET="T11SLT T11SMT"
-  # 800 steps of 300 places and of 900, and 400 to adapt
-  FROM_SOURCE="--epochs 200" FROM_TARGET="--epochs 57" ADAPT="--epochs 100"
+  # 800 steps of 300 places and of 900, and some 320 of half a batch to adapt
+  FROM_SOURCE="--epochs 200" FROM_TARGET="--epochs 57" ADAPT="--batch_size 32 --epochs 36 --lr 5e-4 --lr_head 5e-4"
 fi
 ACROSS="$MANY --region ${SOURCE:-} --target_region ${TARGET:-}"
 MORE="${FLAGS:-}${EPOCHS:+ --epochs $EPOCHS}"
@@ -119,7 +119,7 @@ table pretraining
 row simsiam                       code_SimSiam $MANY
 row triplet-from-simsiam          code --init @simsiam $GENTLY
 row triplet+exchange-from-simsiam code_Aux --channel_exchange --init @simsiam
-row contrastive-from-simsiam      code_Con $MANY $LONGER --init @simsiam
+row contrastive-from-simsiam      code_Con $MANY $LONGER --init @simsiam $SLOWLY
 row san                           code_SAN
 row san-self                      code_SAN --draw self
 row san-triplet                   code_SAN --decoder_triplet
@@ -131,6 +131,8 @@ table regions
 row source-only        code_Con $ACROSS $LONGER $FROM_SOURCE
 row target-supervised  code_Con $MANY --region $TARGET --target_region $TARGET $LONGER $FROM_TARGET
 test_row adabn         code_Adapt source-only --batchnorm target
+test_row whitened      code_Adapt source-only --whiten
+test_row adabn+whitened code_Adapt source-only --batchnorm target --whiten
 row coral              code_Adapt $ACROSS --start @source-only --coral 1 $ADAPT
 row critic             code_Adapt $ACROSS --start @source-only --critic 0.001 $ADAPT
 row pseudo-pairs       code_Adapt $ACROSS --start @source-only --pseudo_pairs 1 $ADAPT
@@ -143,7 +145,7 @@ test_row gan-images    code_HHL/generate.py gan
 row hhl                code_HHL $ACROSS --start @source-only --generated @gan-images $FEW $ADAPT
 row ecn-exemplar       code_ECN $ACROSS --start @source-only --neighbours 1 $FEW $ADAPT
 row ecn-camera         code_ECN $ACROSS --start @source-only --neighbours 1 --generated @gan-images $FEW $ADAPT
-row ecn                code_ECN $ACROSS --start @source-only --generated @gan-images $FEW $ADAPT
+row ecn                code_ECN $ACROSS --start @source-only --generated @gan-images $FEW $SOON $ADAPT
 
 # Pseudo-modal images from a generator, beside triplet and triplet+exchange.
 table generated

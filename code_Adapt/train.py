@@ -5,8 +5,8 @@
     python code_Adapt/train.py $R --critic 0.001             a critic between the target's modalities, as code_Adv's
     python code_Adapt/train.py $R --pseudo_pairs 1           the target's mutual nearest neighbours as pairs
 
---start RUN begins with a network that was trained on the source. BatchNorm statistics of the target alone train
-nothing: test.py --batchnorm target. What it gives: docs/regions.md.
+--start RUN begins with a network that was trained on the source. Two ways train nothing: test.py --batchnorm target,
+and --whiten. What it gives: docs/regions.md.
 """
 import sys
 from pathlib import Path

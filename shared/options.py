@@ -35,13 +35,14 @@ class TrainingParser(argparse.ArgumentParser):
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
                          allow_abbrev=False)
         self.cpu = cpu
+        self.pseudo_modal = ()                          # flags that ask for pseudo-modal images
 
     def parse_args(self, arguments=None):
         args = super().parse_args(arguments)
         defaults = {name: self.get_default(name) for name in vars(args)}
         if args.recipe == "cpu":
             self.set_defaults(**self.cpu)
-            if any(getattr(args, name, None) for name in ("channel_exchange", "filter", "generated")):
+            if any(getattr(args, name) for name in self.pseudo_modal):
                 self.set_defaults(**PSEUDO_MODAL_RATES)
             args = super().parse_args(arguments)
         args.defaults = defaults
@@ -172,6 +173,7 @@ def adaptation(description, cpu=()):
 
 def add_pseudo_modal(parser):
     """The flags of auxiliary training; with them, --recipe cpu takes PSEUDO_MODAL_RATES."""
+    parser.pseudo_modal = ("channel_exchange", "filter", "generated")
     group = parser.add_argument_group("pseudo-modal images")
     group.add_argument("--channel_exchange", action="store_true", help="by channel exchange")
     group.add_argument("--filter", choices=tuple(FILTERS), help="by a filter; with both, filter then exchange")

@@ -14,6 +14,7 @@ from memory import ExemplarMemory, invariance_loss, neighbour_weights
 from pseudo_pairs import PseudoPairs, mutual_neighbours
 from shared import options
 from shared.dataset import load_data, load_splits
+from shared.evaluate import retrieval_metrics
 from shared.model import PseudoSiamese, channels_of, start_from
 from shared.plumbing.device import autocast
 from shared.plumbing.errors import InputError
@@ -21,6 +22,7 @@ from shared.plumbing.files import load_tensors
 from shared.unpaired import load_target
 from shared.windows import apply_symmetry
 from test_dataset import make_data
+from whitening import SHRINK, whitening
 
 CPU = torch.device("cpu")
 SMALL = "--recipe cpu --img_size 32 --batch_size 6 --epochs 3 --symmetries --region left --target_region right".split()
@@ -312,7 +314,7 @@ def test_a_killed_adaptation_ends_as_one_that_was_not(folder, flags, sides, tmp_
     assert done.returncode == 0 and has_logged(tmp_path / "killed", "going on"), done.stderr
     whole, killed = weights_of(tmp_path / "whole"), weights_of(tmp_path / "killed")
     assert all(torch.equal(value, killed[name]) for name, value in whole.items())
-    test = script("code_Adapt/test.py", "--run", tmp_path / "whole", "--batchnorm", "target")
+    test = script("code_Adapt/test.py", "--run", tmp_path / "whole", "--batchnorm", "target", "--whiten")
     assert test.returncode == 0 and "queries" in test.stdout, test.stderr
     metrics = json.loads((tmp_path / "whole/metrics.json").read_text())
     right = sum(region == "right" for region in load_splits(sides / "data", ("test",), 8, 1)[0].regions)
@@ -332,5 +334,41 @@ def test_batchnorm_of_a_target_needs_one(demo, tmp_path):
     done = script("code/train.py", "--data_path", demo, "--recipe", "cpu", "--img_size", "32", "--batch_size", "8",
                   "--epochs", "1", "--result_path", tmp_path)
     assert done.returncode == 0, done.stderr
-    done = script("code_Adapt/test.py", "--run", tmp_path, "--batchnorm", "target")
+    done = script("code_Adapt/test.py", "--run", tmp_path, "--batchnorm", "target", "--whiten")
     assert done.returncode == 2 and "was trained without a target" in done.stderr
+
+
+def test_whitened_embeddings_score_as_by_the_inverse_covariance():
+    """Inner products are those of (x - m)^T (C + shrink I)^-1 (y - m), normalised, worked out the long way."""
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(6, 6, generator=generator)
+    sample = torch.randn(200, 6, generator=generator) @ mix + 3
+    vectors = torch.randn(5, 6, generator=generator) @ mix + 2
+    mean = sample.mean(0)
+    covariance = (sample - mean).T @ (sample - mean) / len(sample)
+    inverse = torch.linalg.inv(covariance + SHRINK * covariance.trace() / 6 * torch.eye(6))
+    products = (vectors - mean) @ inverse @ (vectors - mean).T
+    norms = products.diagonal().sqrt()
+    whitened = whitening(sample)(vectors)
+    torch.testing.assert_close(whitened @ whitened.T, products / norms[:, None] / norms, rtol=1e-4, atol=1e-4)
+    flat = torch.cat([sample, torch.zeros(200, 2)], 1)    # where the sample does not vary, nothing is blown up
+    stray = torch.cat([vectors, torch.full((5, 2), 100.0)], 1)
+    torch.testing.assert_close(whitening(flat)(stray) @ whitening(flat)(stray).T, whitened @ whitened.T,
+                               rtol=1e-2, atol=1e-2)
+
+
+def test_whitening_finds_places_that_a_common_direction_hid():
+    """Two modalities of the same places: each has an offset of its own, and much of a direction that means nothing."""
+    generator = torch.Generator().manual_seed(0)
+
+    def modality(places, noise, offset):
+        places = places + 0.1 * torch.randn(places.shape, generator=generator)
+        return torch.cat([places, noise * torch.randn(len(places), 2, generator=generator) + offset], 1)
+
+    sample_places, places = torch.randn(2, 100, 16, generator=generator)
+    opt, sar = modality(places, 5, 4), modality(places, 5, -4)
+    shift = whitening(modality(sample_places, 5, -4)), whitening(modality(sample_places.flip(0), 5, 4))
+    truth = torch.arange(100)
+    before = retrieval_metrics(sar, opt, truth, truth)["top1"]
+    after = retrieval_metrics(shift[0](sar), shift[1](opt), truth, truth)["top1"]
+    assert before < 20 and after > 90, (before, after)
