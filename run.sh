@@ -136,6 +136,7 @@ test_row adabn+whitened code_Adapt source-only --batchnorm target --whiten
 row coral              code_Adapt $ACROSS --start @source-only --coral 1 $ADAPT
 row critic             code_Adapt $ACROSS --start @source-only --critic 0.001 $ADAPT
 row pseudo-pairs       code_Adapt $ACROSS --start @source-only --pseudo_pairs 1 $ADAPT
+test_row pseudo-pairs+whitened code_Adapt pseudo-pairs --batchnorm target --whiten
 row arn                code_ARN $ACROSS --start @source-only $ADAPT
 row arn-no-private     code_ARN $ACROSS --start @source-only --no_private $ADAPT
 row arn-unsupervised   code_ARN $ACROSS --start @source-only --unsupervised $ADAPT

@@ -5,12 +5,15 @@ from shared.dataset import to_float
 from shared.evaluate import embed, first_answers
 from shared.losses import cross_modal_triplet
 from shared.windows import apply_symmetry
+from whitening import whitening
 
 
 class PseudoPairs:
     """Pairs (optical row, SAR row) of Unpaired images that are each other's nearest by the network's embedding.
 
-    Some are false, and where no place is shown in both modalities all are: then they are places that look alike.
+    Each modality's embeddings are whitened first: in a new region they share a direction or two, in which a few images
+    are everybody's nearest. Some pairs are false, and where no place is shown in both modalities all are: then they
+    are places that look alike.
     """
 
     def __init__(self, target):
@@ -24,7 +27,7 @@ class PseudoPairs:
         """Find them by the network as it is."""
         opt = embed(model, self.target.opt, "opt", device, autocast)["FC"]
         sar = embed(model, self.target.sar, "sar", device, autocast)["FC"]
-        self.rows = mutual_neighbours(opt, sar)
+        self.rows = mutual_neighbours(whitening(opt)(opt), whitening(sar)(sar))
 
     def replace(self, opt, sar, generator):
         """Put drawn pairs in the first places of a batch, both images at the same of the eight symmetries.

@@ -22,7 +22,7 @@ from stargan import Discriminator, Generator, discriminator_terms, generator_ter
 
 
 def arguments():
-    cpu = {"img_size": 64, "batch_size": 16, "width": 24, "discriminator_steps": 1, "epochs": 40, "lr": 3e-4}
+    cpu = {"img_size": 64, "batch_size": 16, "width": 24, "discriminator_steps": 1, "epochs": 20, "lr": 3e-4}
     parser = options.TrainingParser(__doc__, cpu)
     options.add_region(options.add_data(parser))
     group = parser.add_argument_group("StarGAN")

@@ -1,5 +1,6 @@
 """Regions: trained in one, evaluated in another, adapted without the other's pairs."""
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -151,6 +152,17 @@ def test_mutual_neighbours_are_each_others_nearest():
     by_loop = [[i, j] for i in range(20) for j in range(15)
                if scores[i].argmax() == j and scores[:, j].argmax() == i]
     assert mutual_neighbours(opt, sar).tolist() == by_loop
+
+
+def test_pseudo_pairs_are_found_where_a_common_direction_hides_them(monkeypatch):
+    opt, sar = two_modalities(torch.Generator().manual_seed(0), places=100)
+    monkeypatch.setattr("pseudo_pairs.embed", lambda model, images, *rest: {"FC": images})
+    pseudo = PseudoPairs(SimpleNamespace(opt=opt, sar=sar))
+    pseudo.renew(None, CPU, None)
+    right = (pseudo.rows[:, 0] == pseudo.rows[:, 1]).sum()
+    assert len(pseudo) > 80 and right > 0.95 * len(pseudo), (len(pseudo), right)
+    plain = mutual_neighbours(opt, sar)
+    assert (plain[:, 0] == plain[:, 1]).sum() < 20
 
 
 def test_pseudo_pairs_stand_first_and_alone_count(two_regions):
@@ -357,18 +369,18 @@ def test_whitened_embeddings_score_as_by_the_inverse_covariance():
                                rtol=1e-2, atol=1e-2)
 
 
+def two_modalities(generator, places):
+    """Embeddings of the same places, each modality with an offset of its own and much of two directions of noise."""
+    content = torch.randn(places, 16, generator=generator)
+    return [torch.cat([content + 0.1 * torch.randn(content.shape, generator=generator),
+                       5 * torch.randn(places, 2, generator=generator) + offset], 1) for offset in (4, -4)]
+
+
 def test_whitening_finds_places_that_a_common_direction_hid():
-    """Two modalities of the same places: each has an offset of its own, and much of a direction that means nothing."""
     generator = torch.Generator().manual_seed(0)
-
-    def modality(places, noise, offset):
-        places = places + 0.1 * torch.randn(places.shape, generator=generator)
-        return torch.cat([places, noise * torch.randn(len(places), 2, generator=generator) + offset], 1)
-
-    sample_places, places = torch.randn(2, 100, 16, generator=generator)
-    opt, sar = modality(places, 5, 4), modality(places, 5, -4)
-    shift = whitening(modality(sample_places, 5, -4)), whitening(modality(sample_places.flip(0), 5, 4))
+    opt, sar = two_modalities(generator, places=100)
+    whiten_opt, whiten_sar = (whitening(sample) for sample in two_modalities(generator, places=100))
     truth = torch.arange(100)
     before = retrieval_metrics(sar, opt, truth, truth)["top1"]
-    after = retrieval_metrics(shift[0](sar), shift[1](opt), truth, truth)["top1"]
+    after = retrieval_metrics(whiten_sar(sar), whiten_opt(opt), truth, truth)["top1"]
     assert before < 20 and after > 90, (before, after)
