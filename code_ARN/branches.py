@@ -17,7 +17,7 @@ REGIONS = ("source", "target")
 class Branches(nn.Module):
     """A private branch for each region, and the decoder. What is common is the network's own last stage.
 
-    last_stage: the network's layer4, of which each private branch is a copy. outputs, inputs: channels of its maps
+    last_stage: the network's own, of which each private branch is a copy. outputs, inputs: channels of its maps
     and of those before it. private: without it the decoder has the common maps alone.
     """
 
@@ -30,7 +30,7 @@ class Branches(nn.Module):
             nn.ReLU(inplace=True), nn.Conv2d(outputs, inputs, 3, padding=1))
 
     def forward(self, base, common, region):
-        """What the private branch of a region makes of the maps before layer4, and these maps drawn from both.
+        """What the private branch of a region makes of the maps before the last stage, and these maps drawn from both.
 
         base: (N, inputs, h, w), common: (N, outputs, h', w'). Returns (N, outputs, h', w'), or None without private
         branches, and (N, inputs, h, w).

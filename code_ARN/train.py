@@ -66,7 +66,7 @@ def train(args):
             target_opt, target_sar, _, _ = run.draw_unpaired(target)
             with run.autocast():                                # rows: optical of both regions, SAR of both
                 pool5, fc, maps = network(torch.cat([opt, target_opt]), torch.cat([sar, target_sar]), with_maps=True)
-                base, common = of_regions(maps[-2]), of_regions(maps[-1])       # before and after layer4
+                base, common = of_regions(maps[-2]), of_regions(maps[-1])       # before the last stage, after it
                 separated = [separate(*both, region) for *both, region in zip(base, common, REGIONS)]
             terms = {}
             for i, (private, drawn) in enumerate(separated):

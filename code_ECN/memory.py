@@ -11,7 +11,7 @@ from torch import nn
 class ExemplarMemory(nn.Module):
     """The embeddings of N target images as they were last seen, (N, D), L2-normalised; 0 before."""
 
-    def __init__(self, images, dim=512):
+    def __init__(self, images, dim):
         super().__init__()
         self.register_buffer("rows", torch.zeros(images, dim))
 
@@ -27,6 +27,13 @@ class ExemplarMemory(nn.Module):
         keep: the share of the old row that stays, alpha in the paper.
         """
         self.rows[images] = F.normalize(keep * self.rows[images] + (1 - keep) * fc.detach().float())
+
+
+@torch.no_grad()
+def embedding_width(model, img_size):
+    """Numbers of the embedding of an image of that size; with --pooling cells they depend on it."""
+    image = torch.zeros(1, 3, img_size, img_size, device=next(model.parameters()).device)
+    return model.eval()(opt=image)[1].shape[1]
 
 
 @torch.no_grad()

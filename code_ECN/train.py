@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's
 
 import torch
 
-from memory import ExemplarMemory, invariance_loss, neighbour_weights
+from memory import ExemplarMemory, embedding_width, invariance_loss, neighbour_weights
 from shared import options
 from shared.dataset import describe, load_data, steps_per_epoch
 from shared.generated import translations_of
@@ -61,7 +61,8 @@ def train(args):
     model = build_model(args, run.device)
     if args.start:
         start_from(model, args.start)
-    memory = ExemplarMemory(len(target.opt) + len(target.sar))  # optical images first
+    width = embedding_width(model, args.img_size)
+    memory = ExemplarMemory(len(target.opt) + len(target.sar), width)           # optical images first
     optimizer = build_optimizer(model, args.optim, args.lr, args.lr_head)
     schedule = build_schedule(optimizer, args.schedule, args.epochs, steps)
     network = run.parallelize(model)
@@ -84,7 +85,7 @@ def train(args):
 
             source = gather(torch.cat([opt, sar]), kinds=2)     # of all devices, if there are several
             triplet = cross_modal_triplet(source, margin=args.margin)
-            seen = torch.cat([target_opt, target_sar])          # 2T x 512
+            seen = torch.cat([target_opt, target_sar])          # 2T x D
             logits = memory.logits(seen, args.temperature)
             weights = neighbour_weights(logits, images, neighbours)
             terms = {"triplet": (1 - args.lambda_target) * triplet,

@@ -22,7 +22,7 @@ from shared.losses import cross_modal_triplet
 from shared.model import build_model
 from shared.optimizers import build_optimizer, build_schedule
 from shared.plumbing.distributed import gather
-from shared.plumbing.errors import run_script
+from shared.plumbing.errors import InputError, run_script
 from shared.run import Run
 
 
@@ -38,7 +38,10 @@ def arguments():
     group.add_argument("--lr_decoder", type=options.above_zero, default=1e-3, help="of its own Adam")
     group.add_argument("--reconstruction_only", action="store_true", help="a first stage; nothing is evaluated")
     group.add_argument("--decoder", metavar="RUN", help="begin with the decoder of a finished run, too")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.stages != 5:
+        raise InputError(f"--stages {args.stages}: the decoder draws from the maps of all five")
+    return args
 
 
 def train(args):

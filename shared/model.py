@@ -12,8 +12,9 @@ from shared.plumbing.errors import InputError
 from shared.plumbing.files import load_tensors
 from shared.plumbing.small_maps import use_small_map_convolutions
 
-POOLINGS = ("max", "avg", "grid")
+POOLINGS = ("max", "avg", "grid", "cells")
 GRID = 3
+CELL_DIM = 16
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -35,35 +36,43 @@ BACKBONES = {
 class PseudoSiamese(nn.Module):
     """A ResNet in five stages, of which the first `specify_num` exist once for each modality.
 
-    arch: one of BACKBONES. specify_num: 0 (all shared) to 5 (nothing but the embedding is shared). normalize: subtract
-    ImageNet's mean and divide by its standard deviation first. Both copies of a stage start from the same weights.
-    layer4_stride: 1 keeps its resolution, 2 is torchvision's.
-    pooling: what makes the POOL5 vector of layer4's maps. max and avg: over the whole image. grid: the average in each
-    cell of a 3 x 3 grid, one after the other, then the maximum of the whole, so that the vector knows where things
-    are: both images of a pair show the same ground, and the layout is a part of what tells a place.
+    arch: one of BACKBONES. specify_num: 0 (all shared) to `stages` (nothing but the embedding is shared). normalize:
+    subtract ImageNet's mean and divide by its standard deviation first. Both copies of a stage start from the same
+    weights. layer4_stride: 1 keeps its resolution, 2 is torchvision's. stages: how many there are, 1 to 5.
+    pooling: what makes the POOL5 vector of the last stage's maps, and what the embedding sees. max and avg: over the
+    whole image. grid: the average in each cell of a 3 x 3 grid, one after the other, then the maximum of the whole, so
+    that the vector knows where things are: both images of a pair show the same ground, and the layout is a part of what
+    tells a place. cells: POOL5 is those averages, and the embedding CELL_DIM numbers of each cell of the maps, by one
+    matrix for all cells, one after the other; it sees what is where and has little to learn by heart.
     """
 
     def __init__(self, arch="resnet50", specify_num=0, embedding_dim=512, normalize=True, pooling="max",
-                 layer4_stride=1):
+                 layer4_stride=1, stages=5):
         super().__init__()
         if arch not in BACKBONES:
             raise ValueError(f"arch {arch!r}: choose one of {', '.join(BACKBONES)}")
-        if not 0 <= specify_num <= 5:
-            raise ValueError(f"specify_num {specify_num}: choose 0 to 5")
+        if not 1 <= stages <= 5:
+            raise ValueError(f"stages {stages}: choose 1 to 5")
+        if not 0 <= specify_num <= stages:
+            raise ValueError(f"specify_num {specify_num}: choose 0 to {stages}, the number of stages")
         if pooling not in POOLINGS:
             raise ValueError(f"pooling {pooling!r}: choose one of {', '.join(POOLINGS)}")
         self.settings = {"arch": arch, "specify_num": specify_num, "embedding_dim": embedding_dim,
-                         "normalize": normalize, "pooling": pooling, "layer4_stride": layer4_stride}
+                         "normalize": normalize, "pooling": pooling, "layer4_stride": layer4_stride, "stages": stages}
         resnet = BACKBONES[arch].build(weights=None)
         if layer4_stride == 1:
             _keep_resolution(resnet.layer4)
-        stages = _stages(resnet)
-        self.opt_stages = nn.ModuleList(stages[:specify_num])
+        kept = _stages(resnet)[:stages]
+        self.opt_stages = nn.ModuleList(kept[:specify_num])
         self.sar_stages = copy.deepcopy(self.opt_stages)
-        self.shared_stages = nn.ModuleList(stages[specify_num:])
-        self.pool5_dim = resnet.fc.in_features * (GRID ** 2 + 1 if pooling == "grid" else 1)
-        self.embedding = nn.Sequential(nn.Linear(self.pool5_dim, embedding_dim, bias=False),
-                                       nn.BatchNorm1d(embedding_dim))
+        self.shared_stages = nn.ModuleList(kept[specify_num:])
+        channels = _channels(kept[-1])
+        self.pool5_dim = channels * {"grid": GRID ** 2 + 1, "cells": GRID ** 2}.get(pooling, 1)
+        if pooling == "cells":
+            self.embedding = nn.Sequential(nn.Conv2d(channels, CELL_DIM, 1, bias=False), nn.BatchNorm2d(CELL_DIM))
+        else:
+            self.embedding = nn.Sequential(nn.Linear(self.pool5_dim, embedding_dim, bias=False),
+                                           nn.BatchNorm1d(embedding_dim))
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if normalize else ((0.0,) * 3, (1.0,) * 3)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
@@ -72,8 +81,9 @@ class PseudoSiamese(nn.Module):
         """Embed optical images, SAR images or both.
 
         opt: (B, 3, H, W), sar: (C, 3, H, W), float32 in [0, 1]; either may be left out.
-        Returns pool5 (B + C, 2048 for resnet50, else 512; ten times as many with the grid) and fc (B + C, 512),
-        float32, L2-normalised, the optical rows first. with_maps: then, as a third, the maps of the five stages, each
+        Returns pool5 (B + C, pool5_dim: 2048 for resnet50, else 512; ten times as many with the grid) and fc (B + C,
+        512; with cells CELL_DIM x h x w of the last maps), float32, L2-normalised, the optical rows first. with_maps:
+        then, as a third, the maps of the stages, each
         (B + C, c, h, w) in the precision of the forward pass; a resnet18 of 96 px gives 64 x 24 x 24, 64 x 24 x 24,
         128 x 12 x 12, 256 x 6 x 6 and, at layer4_stride 1, 512 x 6 x 6.
         """
@@ -86,7 +96,10 @@ class PseudoSiamese(nn.Module):
         for stage in self.shared_stages:
             maps.append(stage(maps[-1]))
         pool5 = self.pool(maps[-1])                                   # (B + C) x 2048
-        fc = self.embedding(pool5)                                    # (B + C) x 512
+        if self.settings["pooling"] == "cells":
+            fc = self.embedding(maps[-1]).flatten(1)                  # (B + C) x 16hw
+        else:
+            fc = self.embedding(pool5)                                # (B + C) x 512
         vectors = F.normalize(pool5.float()), F.normalize(fc.float())
         return (*vectors, maps[1:]) if with_maps else vectors
 
@@ -99,26 +112,29 @@ class PseudoSiamese(nn.Module):
         return maps
 
     def pool(self, x):
-        """Maps (B, c, h, w) to vectors: (B, c), or with the grid (B, 10c)."""
+        """Maps (B, c, h, w) to vectors: (B, c), with the grid (B, 10c), with cells (B, 9c)."""
         if self.settings["pooling"] == "max":
             return x.amax((2, 3))
         if self.settings["pooling"] == "avg":
             return x.mean((2, 3))
-        return torch.cat([F.adaptive_avg_pool2d(x, GRID).flatten(1), x.amax((2, 3))], 1)
+        averages = F.adaptive_avg_pool2d(x, GRID).flatten(1)
+        return averages if self.settings["pooling"] == "cells" else torch.cat([averages, x.amax((2, 3))], 1)
 
     def backbone_parameters(self):
         """All but the embedding's parameters."""
         return [p for name, p in self.named_parameters() if not name.startswith("embedding.")]
 
     def stages_of(self, modality):
-        """The five stages that `opt` or `sar` images go through."""
+        """The stages that `opt` or `sar` images go through."""
         return [*(self.opt_stages if modality == "opt" else self.sar_stages), *self.shared_stages]
 
 
 def build_model(args, device):
-    """The network that the arguments name, filled and on the device."""
+    """The network that the arguments name, filled and on the device. InputError where they do not go together."""
+    if args.specify_num > args.stages:
+        raise InputError(f"--specify_num {args.specify_num}: there are {args.stages} stages (--stages)")
     model = PseudoSiamese(args.arch, args.specify_num, normalize=not args.no_normalize, pooling=args.pooling,
-                          layer4_stride=args.layer4_stride)
+                          layer4_stride=args.layer4_stride, stages=args.stages)
     initialize(model, args.init)
     return _onto(model, device)
 
@@ -136,7 +152,7 @@ def _onto(model, device):
 
 @torch.no_grad()
 def channels_of(model):
-    """Channels of the maps of the five stages."""
+    """Channels of the maps of the stages."""
     images = torch.zeros(1, 3, 64, 64, device=next(model.parameters()).device)
     maps = model.eval()(opt=images, with_maps=True)[2]
     return [stage.shape[1] for stage in maps]
@@ -206,6 +222,8 @@ def _initialize_from_run(model, folder):
     theirs, ours = source.settings, model.settings
     if theirs["arch"] != ours["arch"]:
         raise InputError(f"--init {folder} holds a {theirs['arch']}: give --arch {theirs['arch']}")
+    if theirs["stages"] < ours["stages"]:
+        raise InputError(f"--init {folder} has {theirs['stages']} stages: give --stages {theirs['stages']} or less")
     if theirs["specify_num"] > ours["specify_num"]:
         raise InputError(f"--init {folder} has {theirs['specify_num']} stages once for each modality, of which a "
                          f"shared one can take only one: give --specify_num {theirs['specify_num']} or more")
@@ -231,6 +249,11 @@ def _copy_stages(source, target):
 def _stages(resnet):
     first = nn.Sequential(resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool)
     return [first, resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4]
+
+
+def _channels(stage):
+    """Channels of the maps that a stage ends in."""
+    return [module.num_features for module in stage.modules() if isinstance(module, nn.BatchNorm2d)][-1]
 
 
 def _keep_resolution(layer):

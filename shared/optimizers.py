@@ -17,7 +17,7 @@ def build_optimizer(model, optim, lr, lr_head, extra=None):
     if optim == "sgd":
         groups += _without_decay_of_vectors(extra_groups)
         return torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    return torch.optim.AdamW(_without_decay_of_vectors(groups + extra_groups), weight_decay=0.05)
+    return torch.optim.AdamW(_without_decay_of_vectors(groups + extra_groups), weight_decay=0.05, fused=True)
 
 
 def _without_decay_of_vectors(groups):

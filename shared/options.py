@@ -21,7 +21,8 @@ PSEUDO_MODAL_RATES = {"lr": 0.017, "lr_head": 0.017}
 # code_Con's own recipe, and what of it --recipe cpu sets otherwise; methods that adapt it to a region start from it.
 CONTRASTIVE_DEFAULTS = {"pooling": "grid", "optim": "adamw", "schedule": "cosine", "lr": 3e-4, "lr_head": 1e-3,
                         "batch_size": 64}
-CONTRASTIVE_CPU = {"lr": 2e-3, "lr_head": 2e-3, "batch_size": 64, "layer4_stride": 2, "specify_num": 1, "epochs": 48}
+CONTRASTIVE_CPU = {"pooling": "cells", "stages": 3, "lr": 2e-3, "lr_head": 2e-3, "batch_size": 64, "layer4_stride": 2,
+                   "specify_num": 1, "epochs": 48}
 
 
 class TrainingParser(argparse.ArgumentParser):
@@ -129,10 +130,12 @@ def add_model(parser):
                        help="the backbone's weights: imagenet, none, the folder of a finished run, or the file of a "
                             "torchvision state dict")
     group.add_argument("--specify_num", type=int, choices=range(6), default=0,
-                       help="how many of the five stages exist once for each modality")
+                       help="how many of the stages exist once for each modality")
+    group.add_argument("--stages", type=int, choices=range(1, 6), default=5,
+                       help="how many of ResNet's five stages there are: fewer see less far, and keep a finer grid")
     group.add_argument("--pooling", choices=POOLINGS, default="max",
-                       help="of layer4's maps: max or average of the whole image, or averages in a 3 x 3 grid and the "
-                            "max")
+                       help="of the last stage's maps: max or average of the whole image; averages in a 3 x 3 grid "
+                            "and the max; or none, and an embedding of each cell by itself")
     group.add_argument("--layer4_stride", type=int, choices=(1, 2), default=1,
                        help="1 keeps the resolution, 2 is torchvision's")
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torchvision
 
-from shared.model import PseudoSiamese, initialize
+from shared import options
+from shared.model import CELL_DIM, PseudoSiamese, build_model, initialize
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import write_tensors
 
@@ -56,6 +57,51 @@ def test_pool5_is_the_normalised_global_maximum():
         expected = torch.nn.functional.normalize(maps[0].flatten(2).max(2).values)
     assert torch.allclose(pool5, expected, atol=1e-6)
     assert torch.allclose(fc.norm(dim=1), torch.ones(3))
+
+
+@pytest.mark.parametrize("arch, stages, channels, side", [("resnet18", 3, 128, 8), ("resnet18", 4, 256, 4),
+                                                          ("resnet50", 3, 512, 8), ("resnet18", 1, 64, 16)])
+def test_cells_embed_each_cell_of_the_last_stage_by_one_matrix(arch, stages, channels, side):
+    torch.manual_seed(0)
+    model = PseudoSiamese(arch, 1, pooling="cells", stages=stages).eval()
+    assert len(model.stages_of("opt")) == len(model.stages_of("sar")) == stages
+    with torch.no_grad():
+        pool5, fc, maps = model(torch.rand(2, 3, 64, 64), torch.rand(1, 3, 64, 64), with_maps=True)
+        assert len(maps) == stages and maps[-1].shape == (3, channels, side, side)
+        assert fc.shape == (3, CELL_DIM * side * side) and pool5.shape == (3, model.pool5_dim) == (3, 9 * channels)
+        matrix, norm = model.embedding[0].weight[:, :, 0, 0], model.embedding[1]
+        by_hand = torch.empty(3, CELL_DIM, side, side)
+        for row in range(side):
+            for column in range(side):
+                by_hand[:, :, row, column] = maps[-1][:, :, row, column] @ matrix.T
+        by_hand = by_hand / (norm.running_var.view(1, -1, 1, 1) + norm.eps).sqrt()      # new: mean 0, weight 1
+        assert torch.allclose(fc, torch.nn.functional.normalize(by_hand.flatten(1)), atol=1e-4)
+
+
+def test_cells_know_where_things_are():
+    torch.manual_seed(0)
+    maps = torch.randn(2, 128, 8, 8)
+    model = PseudoSiamese("resnet18", pooling="cells", stages=3).eval()
+    with torch.no_grad():
+        one, moved = model.embedding(maps).flatten(1), model.embedding(maps.roll(1, 3)).flatten(1)
+    assert not torch.allclose(one, moved, atol=1e-2)
+    assert torch.allclose(one.view(2, CELL_DIM, 8, 8).roll(1, 3), moved.view(2, CELL_DIM, 8, 8), atol=1e-5)
+
+
+def test_stages_that_do_not_exist_are_an_error(tmp_path):
+    with pytest.raises(ValueError, match="choose 0 to 3"):
+        PseudoSiamese("resnet18", 4, stages=3)
+    with pytest.raises(ValueError, match="choose 1 to 5"):
+        PseudoSiamese("resnet18", stages=6)
+    finished(tmp_path / "run", stages=3, specify_num=1)
+    with pytest.raises(InputError, match="has 3 stages: give --stages 3"):
+        initialize(PseudoSiamese("resnet18", 1), str(tmp_path / "run"))
+    shorter = PseudoSiamese("resnet18", 1, stages=2)
+    initialize(shorter, str(tmp_path / "run"))
+    assert len(shorter.stages_of("sar")) == 2
+    args = options.training("").parse_args(["--data_path", "x", "--stages", "2", "--specify_num", "3"])
+    with pytest.raises(InputError, match="--specify_num 3: there are 2 stages"):
+        build_model(args, torch.device("cpu"))
 
 
 def test_both_copies_start_alike_and_learn_apart():

@@ -267,7 +267,7 @@ def test_the_hhl_loss_equals_a_loop_over_all_negatives():
 # ECN ------------------------------------------------------------------------------------------------------------------
 
 def test_memory_rows_move_by_the_share_and_stay_of_length_one():
-    memory = ExemplarMemory(4, dim=3)
+    memory = ExemplarMemory(4, 3)
     fc = F.normalize(torch.tensor([[1.0, 0, 0], [0, 1, 0]]))
     memory.update(fc, torch.tensor([2, 0]), keep=0.0)
     assert torch.equal(memory.rows, torch.tensor([[0, 1.0, 0], [0, 0, 0], [1, 0, 0], [0, 0, 0]]))
