@@ -133,10 +133,14 @@ row target-supervised  code_Con $MANY --region $TARGET --target_region $TARGET $
 test_row adabn         code_Adapt source-only --batchnorm target
 test_row whitened      code_Adapt source-only --whiten
 test_row adabn+whitened code_Adapt source-only --batchnorm target --whiten
+test_row source-only-test-time       code_Con source-only --tta symmetries
+test_row target-supervised-test-time code_Con target-supervised --tta symmetries
+test_row adabn+whitened-test-time    code_Adapt source-only --batchnorm target --whiten --tta symmetries
 row coral              code_Adapt $ACROSS --start @source-only --coral 1 $ADAPT
 row critic             code_Adapt $ACROSS --start @source-only --critic 0.001 $ADAPT
 row pseudo-pairs       code_Adapt $ACROSS --start @source-only --pseudo_pairs 1 $ADAPT
 test_row pseudo-pairs+whitened code_Adapt pseudo-pairs --batchnorm target --whiten
+test_row pseudo-pairs+whitened-test-time code_Adapt pseudo-pairs --batchnorm target --whiten --tta symmetries
 row arn                code_ARN $ACROSS --start @source-only $ADAPT
 row arn-no-private     code_ARN $ACROSS --start @source-only --no_private $ADAPT
 row arn-unsupervised   code_ARN $ACROSS --start @source-only --unsupervised $ADAPT

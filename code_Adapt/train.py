@@ -21,7 +21,7 @@ from shared.critics import CRITICS, critic_step
 from shared.dataset import describe, load_data, steps_per_epoch
 from shared.losses import cross_modal_triplet
 from shared.modal_losses import modal_coral
-from shared.model import build_model, start_from
+from shared.model import build_model, embedding_width, start_from
 from shared.optimizers import build_optimizer, build_schedule
 from shared.plumbing.distributed import gather
 from shared.plumbing.errors import InputError, run_script
@@ -58,7 +58,7 @@ def train(args):
     if args.start:
         start_from(model, args.start)
     pseudo_pairs = PseudoPairs(target)
-    critic = CRITICS["wasserstein"]()
+    critic = CRITICS["wasserstein"](embedding_width(model, args.img_size))
     critic_optimizer = torch.optim.Adam(critic.parameters(), lr=1e-3, betas=critic.betas, weight_decay=5e-4)
     optimizer = build_optimizer(model, args.optim, args.lr, args.lr_head)
     schedule = build_schedule(optimizer, args.schedule, args.epochs, steps)

@@ -19,7 +19,7 @@ from shared.filters import pseudo_modal
 from shared.generated import true_and_generated, with_generated
 from shared.losses import cross_modal_triplet
 from shared.modal_losses import MODAL_LOSSES
-from shared.model import build_model
+from shared.model import build_model, embedding_width
 from shared.optimizers import build_optimizer, build_schedule
 from shared.plumbing.distributed import gather
 from shared.plumbing.errors import run_script
@@ -60,7 +60,7 @@ def train(args):
     model = build_model(args, run.device)
     optimizer = build_optimizer(model, args.optim, args.lr, args.lr_head)
     schedule = build_schedule(optimizer, args.schedule, args.epochs, steps)
-    critic = CRITICS[args.adv]()
+    critic = CRITICS[args.adv](embedding_width(model, args.img_size))
     critic_optimizer = torch.optim.Adam(critic.parameters(), lr=args.lr_critic, betas=critic.betas, weight_decay=5e-4)
     network = run.parallelize(model)
     run.resume(model=model, optimizer=optimizer, schedule=schedule, critic=critic, critic_optimizer=critic_optimizer)

@@ -30,13 +30,6 @@ class ExemplarMemory(nn.Module):
 
 
 @torch.no_grad()
-def embedding_width(model, img_size):
-    """Numbers of the embedding of an image of that size; with --pooling cells they depend on it."""
-    image = torch.zeros(1, 3, img_size, img_size, device=next(model.parameters()).device)
-    return model.eval()(opt=image)[1].shape[1]
-
-
-@torch.no_grad()
 def neighbour_weights(logits, images, neighbours):
     """(B, N): how much each row of the memory counts for each image (equations 5 and 6).
 

@@ -14,12 +14,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's
 
 import torch
 
-from memory import ExemplarMemory, embedding_width, invariance_loss, neighbour_weights
+from memory import ExemplarMemory, invariance_loss, neighbour_weights
 from shared import options
 from shared.dataset import describe, load_data, steps_per_epoch
 from shared.generated import translations_of
 from shared.losses import cross_modal_triplet
-from shared.model import build_model, start_from
+from shared.model import build_model, embedding_width, start_from
 from shared.optimizers import build_optimizer, build_schedule
 from shared.plumbing.distributed import gather
 from shared.plumbing.errors import run_script

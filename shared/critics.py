@@ -5,7 +5,7 @@ from torch import nn
 
 
 class WassersteinCritic(nn.Module):
-    """A critic 512-512-512-1 whose mean difference estimates the distance between the modalities.
+    """A critic D-512-512-1 whose mean difference estimates the distance between the modalities.
 
     Source: Arjovsky et al., "Wasserstein GAN", 2017, algorithm 1 (weights clipped to keep it Lipschitz).
     """

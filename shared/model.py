@@ -158,6 +158,13 @@ def channels_of(model):
     return [stage.shape[1] for stage in maps]
 
 
+@torch.no_grad()
+def embedding_width(model, img_size):
+    """Numbers of the embedding of an image of that size; with --pooling cells they depend on it."""
+    image = torch.zeros(1, 3, img_size, img_size, device=next(model.parameters()).device)
+    return model.eval()(opt=image)[1].shape[1]
+
+
 def require_run(folder, flag):
     """The weights.pt of a finished run. InputError where the folder holds none."""
     file = folder / "weights.pt"
