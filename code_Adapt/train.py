@@ -4,6 +4,7 @@
     python code_Adapt/train.py $R --coral 1                  covariances of source and target embeddings alike
     python code_Adapt/train.py $R --critic 0.001             a critic between the target's modalities, as code_Adv's
     python code_Adapt/train.py $R --pseudo_pairs 1           the target's mutual nearest neighbours as pairs
+    python code_Adapt/train.py $R --restyle                  the source's pairs in the target's colours
 
 --start RUN begins with a network that was trained on the source. Two ways train nothing: test.py --batchnorm target,
 and --whiten. What it gives: docs/regions.md.
@@ -16,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's
 import torch
 
 from pseudo_pairs import PseudoPairs
+from restyle import restyle
 from shared import options
 from shared.critics import CRITICS, critic_step
 from shared.dataset import describe, load_data, steps_per_epoch
@@ -38,9 +40,11 @@ def arguments():
                        help="a Wasserstein critic between the target's optical and SAR embeddings")
     group.add_argument("--pseudo_pairs", type=options.above_zero, metavar="WEIGHT",
                        help="the triplet loss on the target's mutual nearest neighbours, found anew each epoch")
+    group.add_argument("--restyle", action="store_true",
+                       help="the source's images with the means and deviations of the target's")
     args = parser.parse_args()
-    if not args.coral and not args.critic and not args.pseudo_pairs:
-        raise InputError("nothing to adapt by: give --coral, --critic or --pseudo_pairs")
+    if not args.coral and not args.critic and not args.pseudo_pairs and not args.restyle:
+        raise InputError("nothing to adapt by: give --coral, --critic, --pseudo_pairs or --restyle")
     return args
 
 
@@ -74,7 +78,9 @@ def train(args):
             target_opt, target_sar, _, _ = run.draw_unpaired(target)
             if args.pseudo_pairs:
                 target_opt, target_sar = pseudo_pairs.replace(target_opt, target_sar, run.generator)
-            with run.autocast():                                # 4B x 512: optical of both regions, SAR of both
+            if args.restyle:
+                opt, sar = restyle(opt, target_opt), restyle(sar, target_sar)
+            with run.autocast():                                # 4B x D: optical of both regions, SAR of both
                 pool5, fc = network(torch.cat([opt, target_opt]), torch.cat([sar, target_sar]))
             fc_opt, target_fc_opt, fc_sar, target_fc_sar = gather(fc, kinds=4).chunk(4)
 

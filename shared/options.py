@@ -22,7 +22,7 @@ PSEUDO_MODAL_RATES = {"lr": 0.017, "lr_head": 0.017}
 CONTRASTIVE_DEFAULTS = {"pooling": "grid", "optim": "adamw", "schedule": "cosine", "lr": 3e-4, "lr_head": 1e-3,
                         "batch_size": 64}
 CONTRASTIVE_CPU = {"pooling": "cells", "stages": 3, "lr": 2e-3, "lr_head": 2e-3, "batch_size": 64, "layer4_stride": 2,
-                   "specify_num": 1, "epochs": 48}
+                   "specify_num": 1, "epochs": 110}
 
 
 class TrainingParser(argparse.ArgumentParser):

@@ -13,6 +13,7 @@ from branches import of_regions as rows_of_regions
 from hhl_loss import hhl_triplet
 from memory import ExemplarMemory, invariance_loss, neighbour_weights
 from pseudo_pairs import PseudoPairs, mutual_neighbours
+from restyle import restyle
 from shared import options
 from shared.dataset import load_data, load_splits
 from shared.evaluate import retrieval_metrics
@@ -191,6 +192,23 @@ def test_pseudo_pairs_stand_first_and_alone_count(two_regions):
     assert pseudo.loss(fc[:5], fc[5:], margin=0.5) == 0, "one pair has no negative"
 
 
+# Restyled images ------------------------------------------------------------------------------------------------------
+
+def test_a_restyled_image_has_the_other_ones_means_and_deviations_and_its_own_picture():
+    generator = torch.Generator().manual_seed(0)
+    images = 0.4 + 0.2 * torch.rand(3, 3, 8, 8, generator=generator)
+    others = 0.3 + 0.3 * torch.rand(3, 3, 8, 8, generator=generator) * torch.tensor([0.5, 1.0, 1.2]).view(1, 3, 1, 1)
+    made = restyle(images, others)
+    for image, other, restyled in zip(images, others, made):
+        for channel in range(3):
+            assert restyled[channel].mean().item() == pytest.approx(other[channel].mean().item(), abs=1e-5)
+            assert restyled[channel].std().item() == pytest.approx(other[channel].std().item(), abs=1e-5)
+            assert torch.corrcoef(torch.stack([image[channel].flatten(), restyled[channel].flatten()]))[0, 1] > 0.9999
+    assert torch.allclose(restyle(images, images), images, atol=1e-6)
+    flat = torch.full((1, 3, 8, 8), 0.5)
+    assert torch.allclose(restyle(flat, others[:1]), others[:1].mean((2, 3), keepdim=True).expand(1, 3, 8, 8), atol=1e-5)
+
+
 # ARN ------------------------------------------------------------------------------------------------------------------
 
 def test_the_difference_loss_is_zero_for_what_is_uncorrelated_and_largest_for_what_is_the_same():
@@ -339,7 +357,7 @@ def test_a_killed_adaptation_ends_as_one_that_was_not(folder, flags, sides, tmp_
 
 def test_nothing_to_adapt_by_is_an_error(sides):
     done = script("code_Adapt/train.py", "--data_path", sides / "data", *SMALL)
-    assert done.returncode == 2 and "nothing to adapt by: give --coral, --critic or --pseudo_pairs" in done.stderr
+    assert done.returncode == 2 and "nothing to adapt by: give --coral, --critic, --pseudo_pairs or --restyle" in done.stderr
 
 
 def test_batchnorm_of_a_target_needs_one(demo, tmp_path):
