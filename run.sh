@@ -144,6 +144,8 @@ test_row pseudo-pairs+whitened-test-time code_Adapt pseudo-pairs --batchnorm tar
 row restyle            code_Adapt $ACROSS --start @source-only --restyle $ADAPT
 test_row restyle+whitened code_Adapt restyle --batchnorm target --whiten
 test_row restyle+whitened-test-time code_Adapt restyle --batchnorm target --whiten --tta symmetries
+row restyle+pseudo-pairs code_Adapt $ACROSS --start @source-only --restyle --pseudo_pairs 1 $ADAPT
+test_row restyle+pseudo-pairs-test-time code_Adapt restyle+pseudo-pairs --batchnorm target --whiten --tta symmetries
 row arn                code_ARN $ACROSS --start @source-only $ADAPT
 row arn-no-private     code_ARN $ACROSS --start @source-only --no_private $ADAPT
 row arn-unsupervised   code_ARN $ACROSS --start @source-only --unsupervised $ADAPT

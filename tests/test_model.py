@@ -68,7 +68,8 @@ def test_cells_embed_each_cell_of_the_last_stage_by_one_matrix(arch, stages, cha
     with torch.no_grad():
         pool5, fc, maps = model(torch.rand(2, 3, 64, 64), torch.rand(1, 3, 64, 64), with_maps=True)
         assert len(maps) == stages and maps[-1].shape == (3, channels, side, side)
-        assert fc.shape == (3, CELL_DIM * side * side) == (3, embedding_width(model, 64)) and pool5.shape == (3, model.pool5_dim) == (3, 9 * channels)
+        assert fc.shape == (3, CELL_DIM * side * side) == (3, embedding_width(model, 64))
+        assert pool5.shape == (3, model.pool5_dim) == (3, 9 * channels)
         matrix, norm = model.embedding[0].weight[:, :, 0, 0], model.embedding[1]
         by_hand = torch.empty(3, CELL_DIM, side, side)
         for row in range(side):
