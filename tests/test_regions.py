@@ -328,7 +328,7 @@ def weights_of(folder):
     return load_tensors(folder / "weights.pt", "")["model"]
 
 
-METHODS = [("code_Adapt", ["--coral", "1", "--critic", "0.01", "--pseudo_pairs", "1"]), ("code_ARN", []),
+METHODS = [("code_Adapt", ["--coral", "1", "--critic", "0.01", "--pseudo_pairs", "1", "--restyle"]), ("code_ARN", []),
            ("code_HHL", ["--target_images", "4", "--generated", "DRAWN"]),
            ("code_ECN", ["--target_images", "4", "--generated", "DRAWN", "--neighbours_from", "1"])]
 
