@@ -68,7 +68,7 @@ def train(args):
             negatives.refresh(model, epoch, run.device, run.autocast)
         model.train()
         for opt, sar, places in run.batches(pairs, epoch, negatives.order):             # B x 3 x S x S in [0, 1]
-            with run.autocast():                                # 2B x 512: optical, SAR
+            with run.autocast():                                # 2B x D: optical, SAR
                 pool5, fc = in_chunks(network, opt, sar, args.chunk or args.batch_size)
             fc = gather(fc, kinds=2)                            # of all devices, if there are several
             contrastive = loss(fc)

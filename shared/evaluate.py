@@ -240,7 +240,7 @@ def embed(model, images, modality, device, autocast, batch_size=64, tta="none"):
     """Embed (N, S, S, 3) uint8 images of result modality, `opt` or `sar`; several processes share them out.
 
     tta: a name of VIEWS, of which each embedding is made.
-    Returns {"FC": (N, 512), "POOL5": (N, C)}, float32, L2-normalised, on the CPU; with joined views as many times as
+    Returns {"FC": (N, D), "POOL5": (N, C)}, float32, L2-normalised, on the CPU; with joined views as many times as
     wide.
     """
     model.eval()

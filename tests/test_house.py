@@ -146,6 +146,7 @@ def test_numbers_that_make_no_sense_are_refused(capsys, flags, words):
     ("code_Con", ["--label_smoothing", "1.5"], "--label_smoothing: 1.5 is not between 0 and 1"),
     ("code_SimSiam", ["--alpha", "0"], "--alpha: 0 is not above 0"),
     ("code_SAN", ["--lr_decoder", "-1"], "--lr_decoder: -1 is not above 0"),
+    ("code_SAN", ["--stages", "4"], "--stages 4: the decoder draws from the maps of all five"),
 ])
 def test_a_methods_own_numbers_too(folder, flags, words):
     done = script(f"{folder}/train.py", "--data_path", "x", *flags)
