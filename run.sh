@@ -128,8 +128,9 @@ row san-pg                        code_SAN --init @san-first --decoder @san-firs
 
 # A region without pairs: the source's pairs, and the target's images. Every way starts from the source's network.
 table regions
-row source-only        code_Con $ACROSS $LONGER $FROM_SOURCE
-row target-supervised  code_Con $MANY --region $TARGET --target_region $TARGET $LONGER $FROM_TARGET
+# Whole images (--part), as what adapts it trains on.
+row source-only        code_Con $ACROSS --part 200 $LONGER $FROM_SOURCE
+row target-supervised  code_Con $MANY --region $TARGET --target_region $TARGET --part 200 $LONGER $FROM_TARGET
 test_row adabn         code_Adapt source-only --batchnorm target
 test_row whitened      code_Adapt source-only --whiten
 test_row adabn+whitened code_Adapt source-only --batchnorm target --whiten

@@ -1,5 +1,5 @@
-"""Contrastive learning: a layout-keeping embedding, windows from anywhere in the training tiles, AdamW, and a choice of
-losses.
+"""Contrastive learning: a layout-keeping embedding, parts of windows from anywhere in the training tiles, AdamW, and a
+choice of losses.
 
     python code_Con/train.py --data_path data/SN6align200 --windows                   for CUDA: never run there yet
     python code_Con/train.py --data_path data/S1S2align200 --windows --recipe cpu     from scratch on a CPU
@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's
 from chunks import in_chunks
 from contrastive_losses import CONTRASTIVE, build_contrastive, collapsed_value
 from hard_negatives import HardNegatives
+from parts import random_part
 from shared import options
 from shared.dataset import describe, load_data, steps_per_epoch
 from shared.model import build_model
@@ -24,7 +25,7 @@ from shared.run import Run
 
 
 def arguments():
-    parser = options.training(__doc__, cpu=options.CONTRASTIVE_CPU)
+    parser = options.training(__doc__, cpu={**options.CONTRASTIVE_CPU, "part": 48, "epochs": 240})
     group = parser.add_argument_group("contrastive")
     group.add_argument("--loss", choices=CONTRASTIVE, default="triplet",
                        help="triplet: batch-hard; the last three are pytorch-metric-learning's "
@@ -34,6 +35,9 @@ def arguments():
     group.add_argument("--label_smoothing", type=options.share, default=0.0)
     group.add_argument("--hard_negatives", type=options.positive, default=0, metavar="K",
                        help="batches of places beside the K that look most like them (default: random batches)")
+    group.add_argument("--part", type=options.positive, metavar="PX",
+                       help="train on a square part of each image, so large, at a random place (default: all of it); "
+                            "for --pooling cells, which do not know the image's size")
     group.add_argument("--chunk", type=options.positive, metavar="PAIRS",
                        help="embed so many pairs at a time, for batches that do not fit the memory (default: the "
                             "whole batch)")
@@ -68,6 +72,7 @@ def train(args):
             negatives.refresh(model, epoch, run.device, run.autocast)
         model.train()
         for opt, sar, places in run.batches(pairs, epoch, negatives.order):             # B x 3 x S x S in [0, 1]
+            opt, sar = random_part(opt, sar, args.part, run.generator)                  # B x 3 x part x part
             with run.autocast():                                # 2B x D: optical, SAR
                 pool5, fc = in_chunks(network, opt, sar, args.chunk or args.batch_size)
             fc = gather(fc, kinds=2)                            # of all devices, if there are several

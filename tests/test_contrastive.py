@@ -13,6 +13,7 @@ from conftest import ROOT, SMALL, Program, has_logged, script
 from chunks import in_chunks
 from contrastive_losses import InfoNCE, build_contrastive, collapsed_value
 from hard_negatives import HardNegatives
+from parts import random_part
 from shared.dataset import Pairs, draw_batches
 from shared.plumbing.errors import InputError
 from shared.evaluate import embed
@@ -344,3 +345,25 @@ def test_a_stopped_run_goes_on_with_the_same_hard_negatives(demo, tmp_path):
     assert "going on from epoch" in again.stdout, again.stderr
     one, other = (torch.load(tmp_path / name / "weights.pt", weights_only=True)["model"] for name in ("whole", "run"))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_part_is_one_square_of_both_images_and_may_lie_anywhere():
+    opt = torch.arange(2 * 3 * 5 * 5.0).view(2, 3, 5, 5)
+    generator = torch.Generator().manual_seed(0)
+    corners = set()
+    for _ in range(100):
+        part_opt, part_sar = random_part(opt, opt + 0.5, 3, generator)
+        top, left = divmod(int(part_opt[0, 0, 0, 0]), 5)
+        assert torch.equal(part_opt, opt[:, :, top:top + 3, left:left + 3])
+        assert torch.equal(part_sar, part_opt + 0.5), "the two images of a pair lost their alignment"
+        corners.add((top, left))
+    assert corners == {(top, left) for top in range(3) for left in range(3)}
+
+
+@pytest.mark.parametrize("side", [None, 5, 9])
+def test_a_part_as_large_as_the_image_is_the_image(side):
+    opt, sar = torch.rand(2, 2, 3, 5, 5)
+    generator = torch.Generator().manual_seed(0)
+    state = generator.get_state()
+    assert all(part is image for part, image in zip(random_part(opt, sar, side, generator), (opt, sar)))
+    assert torch.equal(generator.get_state(), state), "runs on whole images draw what they drew before"

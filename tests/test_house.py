@@ -172,7 +172,7 @@ SGD = {**CPU, "optim": "sgd", "batch_size": 48, "epochs": 20, "layer4_stride": 1
     ("code_Adv", ["--channel_exchange"], {**SGD, "lr": 0.017, "lr_head": 0.017, "lambda_adv": 0.001}),
     ("code_Adv", ["--guided_filter", "--lr", "0.1"], {**SGD, "lr": 0.1, "lr_head": 0.017, "filter": "guided"}),
     ("code_Con", [], {**CPU, "optim": "adamw", "lr": 2e-3, "lr_head": 2e-3, "batch_size": 64, "layer4_stride": 2,
-                      "specify_num": 1, "epochs": 110, "pooling": "cells", "stages": 3, "loss": "triplet"}),
+                      "specify_num": 1, "epochs": 240, "pooling": "cells", "stages": 3, "loss": "triplet", "part": 48}),
     ("code_HHL", ["--generated", "x"], {**CPU, "optim": "adamw", "lr": 2e-3, "lr_head": 2e-3, "pooling": "cells"}),
 ])
 def test_the_cpu_recipe_is_the_one_that_run_sh_had(monkeypatch, folder, flags, expected):
