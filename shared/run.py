@@ -245,11 +245,15 @@ class Run:
         distributed.stop()
 
     def _tell_collapse(self, row, collapsed):
+        """Say it once, in the epoch from which on a loss counts as stuck, and again if training ends so."""
         for name, level in collapsed.items():
-            lately = [past[name] for past in [*self.history, row][-STUCK_EPOCHS:]]
-            if len(lately) == STUCK_EPOCHS and all(0.98 * level < value < 1.1 * level for value in lately):
+            is_near = [0.98 * level < past[name] < 1.1 * level for past in [*self.history, row]]
+            is_stuck = len(is_near) >= STUCK_EPOCHS and all(is_near[-STUCK_EPOCHS:])
+            was_stuck = len(is_near) > STUCK_EPOCHS and all(is_near[-STUCK_EPOCHS - 1:])
+            if is_stuck and (not was_stuck or self.epoch == self.args.epochs):
                 self.log(f"the {name} loss has stood near {level:.4g} for {STUCK_EPOCHS} epochs, as where all "
-                         "embeddings are alike: they have collapsed; try a lower --lr or --schedule cosine")
+                         "embeddings are alike: they have collapsed; if it stays there, try a lower --lr or --schedule "
+                         "cosine")
 
     def _check_terms(self):
         """The mean of each loss term so far; a term that is not finite ends the run."""

@@ -199,7 +199,7 @@ def test_a_generator_is_trained_killed_resumed_and_its_images_are_a_data_set(fol
                       tmp_path / "drawn", "--result_path", tmp_path / method)
         assert done.returncode == 0, done.stderr
     args = json.loads((tmp_path / "code_Aux/args.json").read_text())
-    assert not args["channel_exchange"] and args["lr"] == 0.017, "generated images stand instead of exchange"
+    assert not args["channel_exchange"] and args["lr"] == 0.05, "generated images stand instead of exchange"
     done = script("tools/compare_generated.py", "--data_path", demo, "--run", tmp_path / "code_Aux", "--generated",
                   tmp_path / "drawn", "--result_path", tmp_path / "figures")
     assert done.returncode == 0 and "12 test places" in done.stdout, done.stderr

@@ -166,11 +166,11 @@ SGD = {**CPU, "optim": "sgd", "batch_size": 48, "epochs": 20, "layer4_stride": 1
 @pytest.mark.parametrize("folder, flags, expected", [
     ("code", [], {**SGD, "lr": 0.1, "lr_head": 0.1}),
     ("code", ["--lr", "0.3", "--epochs", "7"], {**SGD, "lr": 0.3, "lr_head": 0.1, "epochs": 7}),
-    ("code_Aux", [], {**SGD, "lr": 0.017, "lr_head": 0.017, "channel_exchange": True, "filter": None}),
-    ("code_Aux", ["--filter", "lee"], {**SGD, "lr": 0.017, "channel_exchange": False, "filter": "lee"}),
+    ("code_Aux", [], {**SGD, "lr": 0.05, "lr_head": 0.05, "channel_exchange": True, "filter": None}),
+    ("code_Aux", ["--filter", "lee"], {**SGD, "lr": 0.05, "channel_exchange": False, "filter": "lee"}),
     ("code_Adv", [], {**SGD, "lr": 0.1, "lr_head": 0.1, "lambda_adv": 0.001}),
-    ("code_Adv", ["--channel_exchange"], {**SGD, "lr": 0.017, "lr_head": 0.017, "lambda_adv": 0.001}),
-    ("code_Adv", ["--guided_filter", "--lr", "0.1"], {**SGD, "lr": 0.1, "lr_head": 0.017, "filter": "guided"}),
+    ("code_Adv", ["--channel_exchange"], {**SGD, "lr": 0.05, "lr_head": 0.05, "lambda_adv": 0.001}),
+    ("code_Adv", ["--guided_filter", "--lr", "0.1"], {**SGD, "lr": 0.1, "lr_head": 0.05, "filter": "guided"}),
     ("code_Con", [], {**CPU, "optim": "adamw", "lr": 2e-3, "lr_head": 2e-3, "batch_size": 64, "layer4_stride": 2,
                       "specify_num": 1, "epochs": 240, "pooling": "cells", "stages": 3, "loss": "triplet", "part": 48}),
     ("code_HHL", ["--generated", "x"], {**CPU, "optim": "adamw", "lr": 2e-3, "lr_head": 2e-3, "pooling": "cells"}),
@@ -193,7 +193,7 @@ def test_help_shows_what_the_recipe_sets(monkeypatch, capsys):
         arguments_of("code_Adv", monkeypatch, "--help")
     text = " ".join(capsys.readouterr().out.split())
     assert "--arch resnet18 --img_size 96 --init none --schedule cosine --lr 0.1 --lr_head 0.1" in text
-    assert "--lambda_adv 0.001" in text and "--lr 0.017 --lr_head 0.017" in text
+    assert "--lambda_adv 0.001" in text and "--lr 0.05 --lr_head 0.05" in text
 
 
 def test_a_test_takes_no_flag_of_training():
