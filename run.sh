@@ -92,7 +92,7 @@ row triplet+adv+exchange+guided    code_Adv --channel_exchange --guided_filter
 row triplet+adv+exchange-normalize code_Adv --channel_exchange --no_normalize
 row triplet+exchange+guided        code_Aux --channel_exchange --guided_filter
 row sharing-3                      code_Adv --channel_exchange --specify_num 3
-row sharing-5                      code_Adv --channel_exchange --specify_num 5
+row sharing-5                      code_Adv --channel_exchange --specify_num 5 $SOFTLY
 row contrastive                    code_Con $MANY $LONGER
 test_row triplet-test-flip         code triplet --tta flip
 test_row triplet-test-exchange     code triplet --tta exchange
