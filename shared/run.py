@@ -27,7 +27,7 @@ from shared.plumbing.files import append_text, load_tensors, write_rows, write_t
 NOT_THE_RUN = ("result_path", "data_path", "device", "workers", "store", "compile", "fresh", "recipe", "defaults",
                "eval_every")
 
-# A loss that passes the value of embeddings that are all alike on the way down does not stay there. Where each modality
+# A loss that passes the value of embeddings that are all alike on the way down seldom stays there. Where each modality
 # has collapsed to a point of its own it stands a little above.
 STUCK_EPOCHS = 3
 
@@ -247,10 +247,13 @@ class Run:
     def _tell_collapse(self, row, collapsed):
         """Say it once, in the epoch from which on a loss counts as stuck, and again if training ends so."""
         for name, level in collapsed.items():
-            is_near = [0.98 * level < past[name] < 1.1 * level for past in [*self.history, row]]
-            is_stuck = len(is_near) >= STUCK_EPOCHS and all(is_near[-STUCK_EPOCHS:])
-            was_stuck = len(is_near) > STUCK_EPOCHS and all(is_near[-STUCK_EPOCHS - 1:])
-            if is_stuck and (not was_stuck or self.epoch == self.args.epochs):
+            epochs_near = 0
+            for past in reversed([*self.history, row]):
+                if not 0.98 * level < past[name] < 1.1 * level:
+                    break
+                epochs_near += 1
+            is_last = self.epoch == self.args.epochs
+            if epochs_near == STUCK_EPOCHS or (is_last and epochs_near > STUCK_EPOCHS):
                 self.log(f"the {name} loss has stood near {level:.4g} for {STUCK_EPOCHS} epochs, as where all "
                          "embeddings are alike: they have collapsed; if it stays there, try a lower --lr or --schedule "
                          "cosine")
