@@ -36,9 +36,10 @@ SEEDS=${SEEDS:-0}
 # The profile -----------------------------------------------------------------------------------------------
 # With CUDA the recipe that is every flag's default: ResNet50 from ImageNet weights, 200 px, 60 epochs. Without, what
 # trains from scratch on a CPU in minutes; each train.py's --help tells what that is.
-PROFILE= SAMPLE= LONGER= MATCH= SIDES= GENTLY= SOFTLY= SLOWLY= FEW= SOON=
+PROFILE= SAMPLE= LONGER= MATCH= SIDES= GENTLY= SOFTLY= SLOWLY= FEW= SOON= PART=
 if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
   PROFILE="--recipe cpu"
+  PART="--part 64"                      # of larger images alone; cells do not know an image's size
   GENTLY="--lr 0.03 --lr_head 0.03" SOFTLY="--lr 0.017 --lr_head 0.017" SLOWLY="--lr 1e-3 --lr_head 1e-3"
   if [ "$NAME" = demo ]; then
     PROFILE+=" --img_size 64 --batch_size 24 --epochs 4" SAMPLE="--sample 24"
@@ -129,32 +130,35 @@ row san-pg                        code_SAN --init @san-first --decoder @san-firs
 
 # A region without pairs: the source's pairs, and the target's images. Every way starts from the source's network.
 table regions
-# Whole images (--part), as what adapts it trains on.
-row source-only        code_Con $ACROSS --part 200 $LONGER $FROM_SOURCE
-row target-supervised  code_Con $MANY --region $TARGET --target_region $TARGET --part 200 $LONGER $FROM_TARGET
+row source-only        code_Con $ACROSS $PART $LONGER $FROM_SOURCE
+row target-supervised  code_Con $MANY --region $TARGET --target_region $TARGET $PART $LONGER $FROM_TARGET
 test_row adabn         code_Adapt source-only --batchnorm target
 test_row whitened      code_Adapt source-only --whiten
 test_row adabn+whitened code_Adapt source-only --batchnorm target --whiten
+test_row querybank     code_Adapt source-only --querybank
 test_row source-only-test-time       code_Con source-only --tta symmetries
 test_row target-supervised-test-time code_Con target-supervised --tta symmetries
 test_row adabn+whitened-test-time    code_Adapt source-only --batchnorm target --whiten --tta symmetries
-row coral              code_Adapt $ACROSS --start @source-only --coral 1 $ADAPT
-row critic             code_Adapt $ACROSS --start @source-only --critic 0.001 $ADAPT
-row pseudo-pairs       code_Adapt $ACROSS --start @source-only --pseudo_pairs 1 $ADAPT
+row coral              code_Adapt $ACROSS --start @source-only --coral 1 $PART $ADAPT
+row critic             code_Adapt $ACROSS --start @source-only --critic 0.001 $PART $ADAPT
+row pseudo-pairs       code_Adapt $ACROSS --start @source-only --pseudo_pairs 1 $PART $ADAPT
 test_row pseudo-pairs+whitened code_Adapt pseudo-pairs --batchnorm target --whiten
 test_row pseudo-pairs+whitened-test-time code_Adapt pseudo-pairs --batchnorm target --whiten --tta symmetries
-row restyle            code_Adapt $ACROSS --start @source-only --restyle $ADAPT
+row restyle            code_Adapt $ACROSS --start @source-only --restyle $PART $ADAPT
 test_row restyle+whitened code_Adapt restyle --batchnorm target --whiten
 test_row restyle+whitened-test-time code_Adapt restyle --batchnorm target --whiten --tta symmetries
-row restyle+pseudo-pairs code_Adapt $ACROSS --start @source-only --restyle --pseudo_pairs 1 $ADAPT
+row restyle+pseudo-pairs code_Adapt $ACROSS --start @source-only --restyle --pseudo_pairs 1 $PART $ADAPT
+row tones              code_Adapt $ACROSS --start @source-only --tone_pairs 1 $PART $ADAPT
+row restyle+tones      code_Adapt $ACROSS --start @source-only --restyle --tone_pairs 1 $PART $ADAPT
+test_row restyle+tones-test-time code_Adapt restyle+tones --querybank --tta symmetries
 test_row restyle+pseudo-pairs-test-time code_Adapt restyle+pseudo-pairs --batchnorm target --whiten --tta symmetries
-row arn                code_ARN $ACROSS --start @source-only $ADAPT
-row arn-no-private     code_ARN $ACROSS --start @source-only --no_private $ADAPT
-row arn-unsupervised   code_ARN $ACROSS --start @source-only --unsupervised $ADAPT
-row arn-reconstruction code_ARN $ACROSS --start @source-only --unsupervised --no_private $ADAPT
+row arn                code_ARN $ACROSS --start @source-only $PART $ADAPT
+row arn-no-private     code_ARN $ACROSS --start @source-only --no_private $PART $ADAPT
+row arn-unsupervised   code_ARN $ACROSS --start @source-only --unsupervised $PART $ADAPT
+row arn-reconstruction code_ARN $ACROSS --start @source-only --unsupervised --no_private $PART $ADAPT
 row gan                code_HHL/train_generator.py --region $TARGET
 test_row gan-images    code_HHL/generate.py gan
-row hhl                code_HHL $ACROSS --start @source-only --generated @gan-images $FEW $ADAPT
+row hhl                code_HHL $ACROSS --start @source-only --generated @gan-images $FEW $PART $ADAPT
 row ecn-exemplar       code_ECN $ACROSS --start @source-only --neighbours 1 $FEW $ADAPT
 row ecn-camera         code_ECN $ACROSS --start @source-only --neighbours 1 --generated @gan-images $FEW $ADAPT
 row ecn                code_ECN $ACROSS --start @source-only --generated @gan-images $FEW $SOON $ADAPT

@@ -22,6 +22,7 @@ from shared.dataset import describe, load_data, steps_per_epoch
 from shared.losses import cross_modal_triplet
 from shared.model import build_model, channels_of, start_from
 from shared.optimizers import build_optimizer, build_schedule
+from shared.parts import random_part
 from shared.plumbing.distributed import gather
 from shared.plumbing.errors import run_script
 from shared.run import Run
@@ -36,6 +37,7 @@ def arguments():
     group.add_argument("--lambda_contrastive", type=options.not_negative, default=0.01)
     group.add_argument("--lambda_reconstruction", type=options.not_negative, default=2.0)
     group.add_argument("--lambda_difference", type=options.not_negative, default=1500.0)
+    options.add_part(group)
     return parser.parse_args()
 
 
@@ -64,8 +66,9 @@ def train(args):
         branches.train()
         for opt, sar, places in run.batches(pairs, epoch):      # B x 3 x S x S in [0, 1]
             target_opt, target_sar, _, _ = run.draw_unpaired(target)
+            images = random_part((opt, target_opt, sar, target_sar), args.part, run.generator)
             with run.autocast():                                # rows: optical of both regions, SAR of both
-                pool5, fc, maps = network(torch.cat([opt, target_opt]), torch.cat([sar, target_sar]), with_maps=True)
+                pool5, fc, maps = network(torch.cat(images[:2]), torch.cat(images[2:]), with_maps=True)
                 base, common = of_regions(maps[-2]), of_regions(maps[-1])       # before the last stage, after it
                 separated = [separate(*both, region) for *both, region in zip(base, common, REGIONS)]
             terms = {}

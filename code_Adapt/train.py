@@ -5,9 +5,10 @@
     python code_Adapt/train.py $R --critic 0.001             a critic between the target's modalities, as code_Adv's
     python code_Adapt/train.py $R --pseudo_pairs 1           the target's mutual nearest neighbours as pairs
     python code_Adapt/train.py $R --restyle                  the source's pairs in the target's colours
+    python code_Adapt/train.py $R --restyle --tone_pairs 1   and target images with themselves in random tones
 
---start RUN begins with a network that was trained on the source. Two ways train nothing: test.py --batchnorm target,
-and --whiten. What it gives: docs/regions.md.
+--start RUN begins with a network that was trained on the source. Three ways train nothing: test.py --batchnorm target,
+--whiten and --querybank. What it gives: docs/regions.md.
 """
 import sys
 from pathlib import Path
@@ -25,10 +26,12 @@ from shared.losses import cross_modal_triplet
 from shared.modal_losses import modal_coral
 from shared.model import build_model, embedding_width, start_from
 from shared.optimizers import build_optimizer, build_schedule
+from shared.parts import random_part
 from shared.plumbing.distributed import gather
 from shared.plumbing.errors import InputError, run_script
 from shared.run import Run
 from shared.unpaired import load_target
+from tone_pairs import pairs_of_tones
 
 
 def arguments():
@@ -42,9 +45,12 @@ def arguments():
                        help="the triplet loss on the target's mutual nearest neighbours, found anew each epoch")
     group.add_argument("--restyle", action="store_true",
                        help="the source's images with the means and deviations of the target's")
+    group.add_argument("--tone_pairs", type=options.above_zero, metavar="WEIGHT",
+                       help="the triplet loss on target images and themselves in random tones for the other modality")
+    options.add_part(group)
     args = parser.parse_args()
-    if not args.coral and not args.critic and not args.pseudo_pairs and not args.restyle:
-        raise InputError("nothing to adapt by: give --coral, --critic, --pseudo_pairs or --restyle")
+    if not any((args.coral, args.critic, args.pseudo_pairs, args.restyle, args.tone_pairs)):
+        raise InputError("nothing to adapt by: give --coral, --critic, --pseudo_pairs, --restyle or --tone_pairs")
     return args
 
 
@@ -62,7 +68,7 @@ def train(args):
     if args.start:
         start_from(model, args.start)
     pseudo_pairs = PseudoPairs(target)
-    critic = CRITICS["wasserstein"](embedding_width(model, args.img_size))
+    critic = CRITICS["wasserstein"](embedding_width(model, min(args.part or args.img_size, args.img_size)))
     critic_optimizer = torch.optim.Adam(critic.parameters(), lr=1e-3, betas=critic.betas, weight_decay=5e-4)
     optimizer = build_optimizer(model, args.optim, args.lr, args.lr_head)
     schedule = build_schedule(optimizer, args.schedule, args.epochs, steps)
@@ -80,9 +86,18 @@ def train(args):
                 target_opt, target_sar = pseudo_pairs.replace(target_opt, target_sar, run.generator)
             if args.restyle:
                 opt, sar = restyle(opt, target_opt), restyle(sar, target_sar)
-            with run.autocast():                                # 4B x D: optical of both regions, SAR of both
-                pool5, fc = network(torch.cat([opt, target_opt]), torch.cat([sar, target_sar]))
-            fc_opt, target_fc_opt, fc_sar, target_fc_sar = gather(fc, kinds=4).chunk(4)
+            opt_images, sar_images = [opt, target_opt], [sar, target_sar]
+            if args.tone_pairs:
+                toned_opt, toned_sar = pairs_of_tones(target_opt, target_sar, run.generator)
+                opt_images.append(toned_opt)
+                sar_images.append(toned_sar)
+            kinds = len(opt_images + sar_images)
+            images = random_part(opt_images + sar_images, args.part, run.generator)
+            with run.autocast():                                # kinds x B x D: optical of both regions (...), SAR
+                pool5, fc = network(torch.cat(images[:kinds // 2]), torch.cat(images[kinds // 2:]))
+            of_opt, of_sar = (half.chunk(kinds // 2) for half in gather(fc, kinds=kinds).chunk(2))
+            fc_opt, target_fc_opt, *toned_fc_opt = of_opt
+            fc_sar, target_fc_sar, *toned_fc_sar = of_sar
 
             terms = {"triplet": cross_modal_triplet(torch.cat([fc_opt, fc_sar]), margin=args.margin)}
             if args.coral:
@@ -94,6 +109,9 @@ def train(args):
                 terms["critic"] = args.critic * critic.model_loss(target_fc_opt, target_fc_sar)
             if args.pseudo_pairs:
                 terms["pseudo_pairs"] = args.pseudo_pairs * pseudo_pairs.loss(target_fc_opt, target_fc_sar, args.margin)
+            if args.tone_pairs:
+                toned_triplet = cross_modal_triplet(torch.cat(toned_fc_opt + toned_fc_sar), margin=args.margin)
+                terms["tone_pairs"] = args.tone_pairs * toned_triplet
 
             run.optimize(sum(terms.values()), optimizer, schedule)
             run.record(**terms)

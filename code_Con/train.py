@@ -14,11 +14,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's
 from chunks import in_chunks
 from contrastive_losses import CONTRASTIVE, build_contrastive, collapsed_value
 from hard_negatives import HardNegatives
-from parts import random_part
 from shared import options
 from shared.dataset import describe, load_data, steps_per_epoch
 from shared.model import build_model
 from shared.optimizers import build_optimizer, build_schedule
+from shared.parts import random_part
 from shared.plumbing.distributed import gather
 from shared.plumbing.errors import InputError, run_script
 from shared.run import Run
@@ -35,9 +35,7 @@ def arguments():
     group.add_argument("--label_smoothing", type=options.share, default=0.0)
     group.add_argument("--hard_negatives", type=options.positive, default=0, metavar="K",
                        help="batches of places beside the K that look most like them (default: random batches)")
-    group.add_argument("--part", type=options.positive, metavar="PX",
-                       help="train on a square part of each image, so large, at a random place (default: all of it); "
-                            "for --pooling cells, which do not know the image's size")
+    options.add_part(group)
     group.add_argument("--chunk", type=options.positive, metavar="PAIRS",
                        help="embed so many pairs at a time, for batches that do not fit the memory (default: the "
                             "whole batch)")
@@ -72,7 +70,7 @@ def train(args):
             negatives.refresh(model, epoch, run.device, run.autocast)
         model.train()
         for opt, sar, places in run.batches(pairs, epoch, negatives.order):             # B x 3 x S x S in [0, 1]
-            opt, sar = random_part(opt, sar, args.part, run.generator)                  # B x 3 x part x part
+            opt, sar = random_part((opt, sar), args.part, run.generator)                # B x 3 x part x part
             with run.autocast():                                # 2B x D: optical, SAR
                 pool5, fc = in_chunks(network, opt, sar, args.chunk or args.batch_size)
             fc = gather(fc, kinds=2)                            # of all devices, if there are several

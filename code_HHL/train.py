@@ -20,6 +20,7 @@ from shared.generated import translations_of
 from shared.losses import cross_modal_triplet
 from shared.model import build_model, start_from
 from shared.optimizers import build_optimizer, build_schedule
+from shared.parts import random_part
 from shared.plumbing.distributed import gather
 from shared.plumbing.errors import run_script
 from shared.run import Run
@@ -34,6 +35,7 @@ def arguments():
                        help="of each modality in a batch, beside --batch_size pairs of the source")
     group.add_argument("--lambda_target", type=options.not_negative, default=0.5)
     group.add_argument("--margin_target", type=options.not_negative, default=0.3)
+    options.add_part(group)
     return parser.parse_args()
 
 
@@ -62,8 +64,10 @@ def train(args):
             target_opt, drawn_sar = target_opt.split(3, 1)      # each image, and what was drawn from it
             target_sar, drawn_opt = target_sar.split(3, 1)
             sizes = [len(opt), len(target_opt), len(drawn_opt)]
+            images = opt, target_opt, drawn_opt, sar, target_sar, drawn_sar
+            images = random_part(images, args.part, run.generator)
             with run.autocast():
-                pool5, fc = network(torch.cat([opt, target_opt, drawn_opt]), torch.cat([sar, target_sar, drawn_sar]))
+                pool5, fc = network(torch.cat(images[:3]), torch.cat(images[3:]))
             (opt, target_opt, drawn_opt), (sar, target_sar, drawn_sar) = (half.split(sizes) for half in fc.chunk(2))
 
             source = gather(torch.cat([opt, sar]), kinds=2)     # of all devices, if there are several

@@ -37,12 +37,12 @@ class FinishedRun:
             self.model.compile()
         self.settings = read_settings(args.run)
 
-    def load_pairs(self):
-        """The test split that the run was evaluated on (of its own data set, or its target), or of --data_path."""
+    def load_pairs(self, split="test"):
+        """The split that the run was evaluated on (of its own data set, or its target), or of --data_path."""
         own = self.settings.get("target_path") or self.settings["data_path"]
         self.data_path = self.args.data_path or own
         regions = None if self.args.data_path else self.settings.get("target_region")
-        pairs, = load_splits(self.data_path, ("test",), self.img_size, self.args.workers, self.args.store)
+        pairs, = load_splits(self.data_path, (split,), self.img_size, self.args.workers, self.args.store)
         pairs = pairs.of_regions(regions, "--target_region")
         if self.is_first_process:
             print(describe_gallery(pairs))

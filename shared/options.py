@@ -174,6 +174,13 @@ def adaptation(description, cpu=()):
     return parser
 
 
+def add_part(group):
+    """The flag that says how much of an image a step sees: what shared/parts.py cuts."""
+    group.add_argument("--part", type=positive, metavar="PX",
+                       help="train on a square part of each image, so large, at a random place (default: all of it); "
+                            "for --pooling cells, which do not know the image's size")
+
+
 def add_pseudo_modal(parser):
     """The flags of auxiliary training; with them, --recipe cpu takes PSEUDO_MODAL_RATES."""
     parser.pseudo_modal = ("channel_exchange", "filter", "generated")

@@ -13,12 +13,12 @@ from conftest import ROOT, SMALL, Program, has_logged, script
 from chunks import in_chunks
 from contrastive_losses import InfoNCE, build_contrastive, collapsed_value
 from hard_negatives import HardNegatives
-from parts import random_part
 from shared.dataset import Pairs, draw_batches
 from shared.plumbing.errors import InputError
 from shared.evaluate import embed
 from shared.model import PseudoSiamese
 from shared.optimizers import build_optimizer
+from shared.parts import random_part
 from shared.views import VIEWS
 from shared.windows import apply_symmetry
 
@@ -352,7 +352,7 @@ def test_a_part_is_one_square_of_both_images_and_may_lie_anywhere():
     generator = torch.Generator().manual_seed(0)
     corners = set()
     for _ in range(100):
-        part_opt, part_sar = random_part(opt, opt + 0.5, 3, generator)
+        part_opt, part_sar = random_part((opt, opt + 0.5), 3, generator)
         top, left = divmod(int(part_opt[0, 0, 0, 0]), 5)
         assert torch.equal(part_opt, opt[:, :, top:top + 3, left:left + 3])
         assert torch.equal(part_sar, part_opt + 0.5), "the two images of a pair lost their alignment"
@@ -365,5 +365,5 @@ def test_a_part_as_large_as_the_image_is_the_image(side):
     opt, sar = torch.rand(2, 2, 3, 5, 5)
     generator = torch.Generator().manual_seed(0)
     state = generator.get_state()
-    assert all(part is image for part, image in zip(random_part(opt, sar, side, generator), (opt, sar)))
+    assert all(part is image for part, image in zip(random_part((opt, sar), side, generator), (opt, sar)))
     assert torch.equal(generator.get_state(), state), "runs on whole images draw what they drew before"

@@ -2,6 +2,7 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,17 +14,20 @@ from branches import of_regions as rows_of_regions
 from hhl_loss import hhl_triplet
 from memory import ExemplarMemory, invariance_loss, neighbour_weights
 from pseudo_pairs import PseudoPairs, mutual_neighbours
+from querybank import NEIGHBOURS, without_hubs
 from restyle import restyle
 from shared import options
 from shared.dataset import load_data, load_splits
-from shared.evaluate import retrieval_metrics
-from shared.model import PseudoSiamese, channels_of, start_from
+from shared.evaluate import embed, retrieval_metrics
+from shared.filters import EXCHANGES
+from shared.model import PseudoSiamese, channels_of, load_model, start_from
 from shared.plumbing.device import autocast
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import load_tensors
 from shared.unpaired import load_target
 from shared.windows import apply_symmetry
 from test_dataset import make_data
+from tone_pairs import KNOTS, pairs_of_tones, random_tones
 from whitening import SHRINK, whitening
 
 CPU = torch.device("cpu")
@@ -210,6 +214,45 @@ def test_a_restyled_image_has_the_other_ones_means_and_deviations_and_its_own_pi
     assert torch.allclose(restyle(flat, others[:1]), of_mean, atol=1e-5)
 
 
+# Tones ----------------------------------------------------------------------------------------------------------------
+
+def test_random_tones_follow_one_curve_for_each_channel_of_each_image():
+    images = 0.2 + 0.5 * torch.rand(3, 2, 16, 16, generator=torch.Generator().manual_seed(0))
+    toned = random_tones(images, torch.Generator().manual_seed(1))
+    heights = torch.rand((3, 2, KNOTS), generator=torch.Generator().manual_seed(1)).numpy()
+    for i in range(3):
+        for c in range(2):
+            channel = images[i, c].flatten().numpy()
+            at = np.linspace(channel.min(), channel.max(), KNOTS)
+            assert np.allclose(toned[i, c].flatten().numpy(), np.interp(channel, at, heights[i, c]), atol=1e-5)
+    flat = random_tones(torch.full((1, 1, 4, 4), 0.5), torch.Generator().manual_seed(0))
+    assert flat.unique().numel() == 1 and flat.isfinite().all()
+
+
+def test_pairs_of_tones_hold_a_true_image_of_the_target_and_its_own_picture_in_the_others_style():
+    generator = torch.Generator().manual_seed(0)
+    opt = 0.3 + 0.4 * torch.rand(5, 3, 16, 16, generator=generator)
+    sar = (0.4 + 0.2 * torch.rand(5, 1, 16, 16, generator=generator)).expand(-1, 3, -1, -1)
+    paired_opt, paired_sar = pairs_of_tones(opt, sar, generator)
+    assert torch.equal(paired_opt[:2], opt[:2]) and torch.equal(paired_sar[2:], sar[2:])
+    made_sar, made_opt = paired_sar[:2], paired_opt[2:]
+    assert torch.equal(made_sar[:, :1].expand_as(made_sar), made_sar), "SAR is grey"
+    assert not torch.allclose(made_opt[:, 0], made_opt[:, 1], atol=0.01), "optical has colour"
+    for made, style in ((made_sar, sar[:2]), (made_opt, opt[2:])):
+        inside = (made > 0) & (made < 1)                              # what is cut to [0, 1] moves the mean a little
+        assert inside.float().mean() > 0.97
+        assert torch.allclose(made.mean((2, 3)), style.mean((2, 3)), atol=0.01)
+    # The picture is the image's own: pixels of one value stay of one value, those of another image would not.
+    for i in range(2):
+        levels = torch.stack([opt[i, 0], opt[i, 1], opt[i, 2], (opt[i] * EXCHANGES[3].view(3, 1, 1)).sum(0)])
+        orders = [level.flatten().argsort() for level in levels]
+        jumps = [made_sar[i, 0].flatten()[order].diff().abs().sum() for order in orders]
+        others = [made_sar[i, 0].flatten()[level.flatten().argsort()].diff().abs().sum() for level in opt[4]]
+        assert min(jumps) < 0.2 * min(others), (jumps, others)
+        jumps = made_opt[i, 1].flatten()[sar[2 + i, 0].flatten().argsort()].diff().abs().sum()
+        assert jumps < 0.2 * made_opt[i, 1].flatten()[sar[0, 0].flatten().argsort()].diff().abs().sum()
+
+
 # ARN ------------------------------------------------------------------------------------------------------------------
 
 def test_the_difference_loss_is_zero_for_what_is_uncorrelated_and_largest_for_what_is_the_same():
@@ -328,8 +371,9 @@ def weights_of(folder):
     return load_tensors(folder / "weights.pt", "")["model"]
 
 
-METHODS = [("code_Adapt", ["--coral", "1", "--critic", "0.01", "--pseudo_pairs", "1", "--restyle"]), ("code_ARN", []),
-           ("code_HHL", ["--target_images", "4", "--generated", "DRAWN"]),
+METHODS = [("code_Adapt", "--coral 1 --critic 0.01 --pseudo_pairs 1 --restyle --tone_pairs 1 --part 16".split()),
+           ("code_ARN", ["--part", "16"]),
+           ("code_HHL", ["--target_images", "4", "--generated", "DRAWN", "--part", "16"]),
            ("code_ECN", ["--target_images", "4", "--generated", "DRAWN", "--neighbours_from", "1"])]
 
 
@@ -345,7 +389,7 @@ def test_a_killed_adaptation_ends_as_one_that_was_not(folder, flags, sides, tmp_
     assert done.returncode == 0 and has_logged(tmp_path / "killed", "going on"), done.stderr
     whole, killed = weights_of(tmp_path / "whole"), weights_of(tmp_path / "killed")
     assert all(torch.equal(value, killed[name]) for name, value in whole.items())
-    test = script("code_Adapt/test.py", "--run", tmp_path / "whole", "--batchnorm", "target", "--whiten")
+    test = script("code_Adapt/test.py", "--run", tmp_path / "whole", "--batchnorm", "target", "--whiten", "--querybank")
     assert test.returncode == 0 and "queries" in test.stdout, test.stderr
     metrics = json.loads((tmp_path / "whole/metrics.json").read_text())
     right = sum(region == "right" for region in load_splits(sides / "data", ("test",), 8, 1)[0].regions)
@@ -359,7 +403,7 @@ def test_a_killed_adaptation_ends_as_one_that_was_not(folder, flags, sides, tmp_
 def test_nothing_to_adapt_by_is_an_error(sides):
     done = script("code_Adapt/train.py", "--data_path", sides / "data", *SMALL)
     assert done.returncode == 2
-    assert "nothing to adapt by: give --coral, --critic, --pseudo_pairs or --restyle" in done.stderr
+    assert "nothing to adapt by: give --coral, --critic, --pseudo_pairs, --restyle or --tone_pairs" in done.stderr
 
 
 def test_batchnorm_of_a_target_needs_one(demo, tmp_path):
@@ -404,3 +448,38 @@ def test_whitening_finds_places_that_a_common_direction_hid():
     before = retrieval_metrics(sar, opt, truth, truth)["top1"]
     after = retrieval_metrics(whiten_sar(sar), whiten_opt(opt), truth, truth)["top1"]
     assert before < 20 and after > 90, (before, after)
+
+
+def test_scores_without_hubs_equal_a_loop_and_a_hub_is_no_longer_first():
+    generator = torch.Generator().manual_seed(0)
+    query, gallery, bank = (F.normalize(torch.randn(n, 8, generator=generator)) for n in (6, 7, 30))
+    gallery[2] = F.normalize(bank.sum(0), dim=0)                      # near to all queries of the bank
+    q, g = without_hubs(query, gallery, bank)
+    for i in range(6):
+        for j in range(7):
+            nearest = sorted((float(gallery[j] @ row) for row in bank), reverse=True)[:NEIGHBOURS]
+            expected = float(query[i] @ gallery[j]) - sum(nearest) / len(nearest) / 2
+            assert float(q[i] @ g[j]) == pytest.approx(expected, abs=1e-6)
+    few = without_hubs(query, gallery, bank[:3])[1]
+    assert torch.allclose(few[:, -1], -(gallery @ bank[:3].T).mean(1) / 2, atol=1e-6)
+    # Every query shows 0.6 of its place and 0.8 of what all share, and one optical image shows nothing else than that.
+    places, common = torch.eye(12)[:11], torch.eye(12)[11]
+    sar, opt = 0.6 * places + 0.8 * common, torch.cat([places[:5], common[None]])
+    assert (sar[:5] @ opt.T).argmax(1).tolist() == [5] * 5
+    q, g = without_hubs(sar[:5], opt, bank=sar[5:])
+    assert (q @ g.T).argmax(1).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_agreement_counts_mutual_neighbours_of_the_targets_training_images(sides, tmp_path):
+    done = script("code_Con/train.py", "--data_path", sides / "data", *SMALL, "--result_path", tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = script("code_Adapt/test.py", "--run", tmp_path, "--agreement")
+    train, = load_splits(sides / "data", ("train",), 32, 1)
+    train = train.of_regions(["right"], "")
+    model, _ = load_model(tmp_path, CPU)
+    opt, sar = (embed(model, images, modality, CPU, autocast(CPU, "auto"))["FC"]
+                for modality, images in (("opt", train.opt), ("sar", train.sar)))
+    scores = sar @ opt.T
+    mutual = sum(scores[:, scores[i].argmax()].argmax() == i for i in range(len(sar)))
+    assert f"agreement: {100 * mutual / len(sar):.2f}%" in told.stdout, told.stdout + told.stderr
+    assert 0 < mutual < len(sar) and not (tmp_path / "test.json").exists(), "the test split is not looked at"

@@ -1,0 +1,51 @@
+"""Adapting a trained network to a region without training: statistics, whitening, a bank of queries."""
+from batchnorm import take_statistics
+from querybank import without_hubs
+from shared.evaluate import embed
+from shared.plumbing.errors import InputError
+from shared.unpaired import load_unpaired
+from whitening import whitening
+
+
+def add_test_time(parser):
+    """The flags that say what to adapt by."""
+    parser.add_argument("--batchnorm", choices=("source", "target"), default="source",
+                        help="whose statistics: those of training, or the target's alone")
+    parser.add_argument("--whiten", action="store_true", help="whiten each modality's embeddings as the target's are")
+    parser.add_argument("--querybank", action="store_true",
+                        help="score an optical image the lower the nearer it is to the target's SAR images at large")
+
+
+def embed_adapted(run, args, sar, opt):
+    """(query, gallery): embed() of SAR and of optical images (N, S, S, 3), adapted as the flags say.
+
+    run: the FinishedRun, whose network gets the target's statistics where they are asked for.
+    Raises InputError where the run has no target to adapt to.
+    """
+    unpaired = load_target_of(run, args) if args.batchnorm == "target" or args.whiten or args.querybank else None
+    if args.batchnorm == "target":
+        take_statistics(run.model, unpaired, run.device, run.autocast)
+
+    def embedded(images, modality):
+        return embed(run.model, images, modality, run.device, run.autocast, tta=args.tta)
+
+    query, gallery = embedded(sar, "sar"), embedded(opt, "opt")
+    if args.whiten or args.querybank:
+        target_sar, target_opt = embedded(unpaired.sar, "sar"), embedded(unpaired.opt, "opt")
+    for feature in query:
+        if args.whiten:
+            whiten_sar, whiten_opt = whitening(target_sar[feature]), whitening(target_opt[feature])
+            query[feature], gallery[feature] = whiten_sar(query[feature]), whiten_opt(gallery[feature])
+            target_sar[feature] = whiten_sar(target_sar[feature])
+        if args.querybank:
+            query[feature], gallery[feature] = without_hubs(query[feature], gallery[feature], target_sar[feature])
+    return query, gallery
+
+
+def load_target_of(run, args):
+    """The images without pairs that a finished run was to be adapted to. InputError where it had no target."""
+    regions, data_path = run.settings.get("target_region"), run.settings.get("target_path")
+    if not regions and not data_path:
+        raise InputError(f"--batchnorm target, --whiten, --querybank: {args.run} was trained without a target; give a "
+                         "run with --target_region or --target_path")
+    return load_unpaired(run.data_path, run.img_size, args.workers, run.settings["seed"], regions)
