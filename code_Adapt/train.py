@@ -84,6 +84,8 @@ def train(args):
             target_opt, target_sar, _, _ = run.draw_unpaired(target)
             if args.pseudo_pairs:
                 target_opt, target_sar = pseudo_pairs.replace(target_opt, target_sar, run.generator)
+            images = random_part((opt, target_opt, sar, target_sar), args.part, run.generator)
+            opt, target_opt, sar, target_sar = images
             if args.restyle:
                 opt, sar = restyle(opt, target_opt), restyle(sar, target_sar)
             opt_images, sar_images = [opt, target_opt], [sar, target_sar]
@@ -91,11 +93,10 @@ def train(args):
                 toned_opt, toned_sar = pairs_of_tones(target_opt, target_sar, run.generator)
                 opt_images.append(toned_opt)
                 sar_images.append(toned_sar)
-            kinds = len(opt_images + sar_images)
-            images = random_part(opt_images + sar_images, args.part, run.generator)
             with run.autocast():                                # kinds x B x D: optical of both regions (...), SAR
-                pool5, fc = network(torch.cat(images[:kinds // 2]), torch.cat(images[kinds // 2:]))
-            of_opt, of_sar = (half.chunk(kinds // 2) for half in gather(fc, kinds=kinds).chunk(2))
+                pool5, fc = network(torch.cat(opt_images), torch.cat(sar_images))
+            kinds = len(opt_images)                             # of each modality
+            of_opt, of_sar = (half.chunk(kinds) for half in gather(fc, kinds=2 * kinds).chunk(2))
             fc_opt, target_fc_opt, *toned_fc_opt = of_opt
             fc_sar, target_fc_sar, *toned_fc_sar = of_sar
 
