@@ -143,15 +143,12 @@ row coral              code_Adapt $ACROSS --start @source-only --coral 1 $PART $
 row critic             code_Adapt $ACROSS --start @source-only --critic 0.001 $PART $ADAPT
 row pseudo-pairs       code_Adapt $ACROSS --start @source-only --pseudo_pairs 1 $PART $ADAPT
 test_row pseudo-pairs+whitened code_Adapt pseudo-pairs --batchnorm target --whiten
-test_row pseudo-pairs+whitened-test-time code_Adapt pseudo-pairs --batchnorm target --whiten --tta symmetries
 row restyle            code_Adapt $ACROSS --start @source-only --restyle $PART $ADAPT
-test_row restyle+whitened code_Adapt restyle --batchnorm target --whiten
-test_row restyle+whitened-test-time code_Adapt restyle --batchnorm target --whiten --tta symmetries
 row restyle+pseudo-pairs code_Adapt $ACROSS --start @source-only --restyle --pseudo_pairs 1 $PART $ADAPT
+test_row restyle+pseudo-pairs-test-time code_Adapt restyle+pseudo-pairs --batchnorm target --whiten --tta symmetries
 row tones              code_Adapt $ACROSS --start @source-only --tone_pairs 1 $PART $ADAPT
 row restyle+tones      code_Adapt $ACROSS --start @source-only --restyle --tone_pairs 1 $PART $ADAPT
 test_row restyle+tones-test-time code_Adapt restyle+tones --querybank --tta symmetries
-test_row restyle+pseudo-pairs-test-time code_Adapt restyle+pseudo-pairs --batchnorm target --whiten --tta symmetries
 row arn                code_ARN $ACROSS --start @source-only $PART $ADAPT
 row arn-no-private     code_ARN $ACROSS --start @source-only --no_private $PART $ADAPT
 row arn-unsupervised   code_ARN $ACROSS --start @source-only --unsupervised $PART $ADAPT
