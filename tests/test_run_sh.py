@@ -8,7 +8,7 @@ import pytest
 
 from conftest import copy_checkout, run_sh, script
 from shared.plumbing.errors import InputError
-from tools.results import AUTHOR, divide, markdown, read_tables, tabulate, write_table
+from tools.results import AUTHOR, divide, finished_runs, markdown, read_tables, recipes, tabulate, write_table
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_an_unknown_row_is_an_error_before_any_training(checkout, demo):
     assert done.returncode == 2 and "ROWS names triplet+magic" in done.stderr and "==" not in done.stdout
 
 
-def finished(folder, row, seed, top1, evaluated_on="test"):
+def finished(folder, row, seed, top1, evaluated_on="test", **settings):
     metrics = {"top1": top1, "top5": 50.0, "top10": 60.0, "top20": 70.0, "mAP": top1 + 10}
     (folder / row / f"seed{seed}").mkdir(parents=True)
     (folder / row / f"seed{seed}" / "metrics.json").write_text(
@@ -80,6 +80,7 @@ def finished(folder, row, seed, top1, evaluated_on="test"):
         lr=0.1,
         lr_head=0.1,
         windows=False,
+        **settings,
     )
     (folder / row / f"seed{seed}" / "args.json").write_text(json.dumps(recipe))
 
@@ -140,6 +141,14 @@ def test_the_authors_figures_stand_beside_ours_only_on_the_authors_data(tmp_path
         in (tmp_path / "demo/table.md").read_text()
     )
     assert "Ours: resnet18, 96 px, init none, 20 epochs, 48 pairs" in (tmp_path / "other/table.md").read_text()
+
+
+def test_what_a_network_saw_stands_below_its_table(tmp_path):
+    finished(tmp_path, "whole", 0, 20.0, pooling="max", part=200)
+    finished(tmp_path, "parts", 0, 20.0, pooling="cells", part=48)
+    whole, parts = recipes(finished_runs(tmp_path))[::-1]
+    assert whole.startswith("whole: resnet18") and whole.endswith("rates 0.1 and 0.1."), "a part of 200 px is all of it"
+    assert parts.startswith("parts: resnet18") and parts.endswith("rates 0.1 and 0.1, cells, parts of 48 px.")
 
 
 def test_validation_figures_have_a_table_of_their_own(tmp_path):

@@ -155,6 +155,9 @@ def recipes(runs):
             line = ("{arch}, {img_size} px, init {init}, {epochs} epochs, {batch_size} pairs, {optim}, {schedule} "
                     "schedule, learning rates {lr} and {lr_head}").format(**args)
             line += ", windows" if args.get("windows") else ""
+            line += ", cells" if args.get("pooling") == "cells" else ""
+            if args.get("part") and args["part"] < args["img_size"]:
+                line += f", parts of {args['part']} px"
             rows.setdefault(line, {})[name] = None
     if len(rows) == 1:
         return [f"Ours: {line}." for line in rows]
