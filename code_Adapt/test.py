@@ -17,12 +17,12 @@ from shared import options
 from shared.evaluate import evaluate, retrievals, search
 from shared.finished_run import FinishedRun
 from shared.plumbing.errors import run_script
-from test_time import add_test_time, embed_adapted
+from without_training import add_ways, embed_adapted
 
 
 def arguments():
     parser = options.testing(__doc__)
-    add_test_time(parser)
+    add_ways(parser)
     parser.add_argument("--agreement", action="store_true",
                         help="instead of the test split: how many of the target's SAR training images have a nearest "
                              "optical one that has them for its nearest, whichever belong together")

@@ -29,6 +29,7 @@ from shared.windows import apply_symmetry
 from test_dataset import make_data
 from tone_pairs import KNOTS, pairs_of_tones, random_tones
 from whitening import SHRINK, whitening
+from without_training import embed_adapted
 
 CPU = torch.device("cpu")
 SMALL = "--recipe cpu --img_size 32 --batch_size 6 --epochs 3 --symmetries --region left --target_region right".split()
@@ -483,3 +484,26 @@ def test_agreement_counts_mutual_neighbours_of_the_targets_training_images(sides
     mutual = sum(scores[:, scores[i].argmax()].argmax() == i for i in range(len(sar)))
     assert f"agreement: {100 * mutual / len(sar):.2f}%" in told.stdout, told.stdout + told.stderr
     assert 0 < mutual < len(sar) and not (tmp_path / "test.json").exists(), "the test split is not looked at"
+
+
+def test_what_adapts_at_test_time_is_fitted_to_the_targets_images_each_modality_to_its_own(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    sar, opt = two_modalities(generator, places=50)
+    target_sar, target_opt = two_modalities(generator, places=80)
+    monkeypatch.setattr("without_training.embed", lambda model, images, *rest, tta: {"FC": F.normalize(images)})
+    target = SimpleNamespace(sar=target_sar, opt=target_opt)
+    monkeypatch.setattr("without_training.load_target_of", lambda run, args: target)
+    run = SimpleNamespace(model=None, device=CPU, autocast=None)
+
+    def adapted(whiten, querybank):
+        args = SimpleNamespace(batchnorm="source", whiten=whiten, querybank=querybank, tta="none")
+        query, gallery = embed_adapted(run, args, sar, opt)
+        return query["FC"], gallery["FC"]
+
+    q, g, bank, other = (F.normalize(images) for images in (sar, opt, target_sar, target_opt))
+    assert all(torch.equal(*both) for both in zip(adapted(False, False), (q, g)))
+    assert all(torch.equal(*both) for both in zip(adapted(False, True), without_hubs(q, g, bank)))
+    whitened = whitening(bank)(q), whitening(other)(g)
+    assert all(torch.equal(*both) for both in zip(adapted(True, False), whitened))
+    both_ways = without_hubs(*whitened, whitening(bank)(bank))
+    assert all(torch.equal(*both) for both in zip(adapted(True, True), both_ways))

@@ -1,4 +1,4 @@
-"""Adapting a trained network to a region without training: statistics, whitening, a bank of queries."""
+"""The ways to adapt a trained network to a region that train nothing: statistics, whitening, a bank of queries."""
 from batchnorm import take_statistics
 from querybank import without_hubs
 from shared.evaluate import embed
@@ -7,7 +7,7 @@ from shared.unpaired import load_unpaired
 from whitening import whitening
 
 
-def add_test_time(parser):
+def add_ways(parser):
     """The flags that say what to adapt by."""
     parser.add_argument("--batchnorm", choices=("source", "target"), default="source",
                         help="whose statistics: those of training, or the target's alone")
