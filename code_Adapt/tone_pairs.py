@@ -1,8 +1,8 @@
 """Pairs made of one image: a target image, and the same ground in random tones, which stand for the other modality.
 
 What is where stays, what it looks like does not, as between the modalities; and the pair is true. Source of the random
-curves: Zhou et al., "Models Genesis", Medical Image Analysis 2021, section 2.2.1 (non-linear transformation); there
-they are Bezier curves and nearly all rise, here they may go up and down, since SAR and optical brightness do.
+curves: Zhou et al., "Models Genesis", Medical Image Analysis 2021 (non-linear transformation); there they are monotone
+Bezier curves, here they go up and down, since a bright roof and a dark lake may swap with what lies between.
 """
 import torch
 
