@@ -17,7 +17,7 @@ from shared import options
 from shared.evaluate import evaluate, retrievals, search
 from shared.finished_run import FinishedRun
 from shared.plumbing.errors import run_script
-from without_training import add_ways, embed_adapted
+from without_training import add_ways, embed_adapted, require_target
 
 
 def arguments():
@@ -34,6 +34,8 @@ def test(args):
     if run.tested:
         return
 
+    if args.agreement:
+        require_target(run, args)
     pairs = run.load_pairs("train" if args.agreement else "test")
     query, gallery = embed_adapted(run, args, pairs.sar, pairs.opt)
     if args.agreement:

@@ -44,8 +44,13 @@ def embed_adapted(run, args, sar, opt):
 
 def load_target_of(run, args):
     """The images without pairs that a finished run was to be adapted to. InputError where it had no target."""
-    regions, data_path = run.settings.get("target_region"), run.settings.get("target_path")
-    if not regions and not data_path:
-        raise InputError(f"--batchnorm target, --whiten, --querybank: {args.run} was trained without a target; give a "
-                         "run with --target_region or --target_path")
-    return load_unpaired(run.data_path, run.img_size, args.workers, run.settings["seed"], regions)
+    require_target(run, args)
+    return load_unpaired(run.data_path, run.img_size, args.workers, run.settings["seed"],
+                         run.settings.get("target_region"))
+
+
+def require_target(run, args):
+    """InputError where a finished run had no target."""
+    if not run.settings.get("target_region") and not run.settings.get("target_path"):
+        raise InputError(f"--batchnorm target, --whiten, --querybank, --agreement: {args.run} was trained without a "
+                         "target; give a run with --target_region or --target_path")

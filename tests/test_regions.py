@@ -411,8 +411,9 @@ def test_batchnorm_of_a_target_needs_one(demo, tmp_path):
     done = script("code/train.py", "--data_path", demo, "--recipe", "cpu", "--img_size", "32", "--batch_size", "8",
                   "--epochs", "1", "--result_path", tmp_path)
     assert done.returncode == 0, done.stderr
-    done = script("code_Adapt/test.py", "--run", tmp_path, "--batchnorm", "target", "--whiten")
-    assert done.returncode == 2 and "was trained without a target" in done.stderr
+    for flags in (["--batchnorm", "target", "--whiten"], ["--agreement"]):
+        done = script("code_Adapt/test.py", "--run", tmp_path, *flags)
+        assert done.returncode == 2 and "was trained without a target" in done.stderr
 
 
 def test_whitened_embeddings_score_as_by_the_inverse_covariance():
