@@ -37,7 +37,7 @@ def test(args):
     if args.agreement:
         require_target(run, args)
     pairs = run.load_pairs("train" if args.agreement else "test")
-    query, gallery = embed_adapted(run, args, pairs.sar, pairs.opt)
+    query, gallery = embed_adapted(run, args, pairs)
     if args.agreement:
         mutual = mutual_neighbours(gallery["FC"], query["FC"])
         print(f"agreement: {100 * len(mutual) / len(pairs.sar):.2f}%")

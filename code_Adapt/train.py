@@ -26,7 +26,7 @@ from shared.losses import cross_modal_triplet
 from shared.modal_losses import modal_coral
 from shared.model import build_model, embedding_width, start_from
 from shared.optimizers import build_optimizer, build_schedule
-from shared.parts import random_part
+from shared.parts import random_part, side_of_part
 from shared.plumbing.distributed import gather
 from shared.plumbing.errors import InputError, run_script
 from shared.run import Run
@@ -68,7 +68,7 @@ def train(args):
     if args.start:
         start_from(model, args.start)
     pseudo_pairs = PseudoPairs(target)
-    critic = CRITICS["wasserstein"](embedding_width(model, min(args.part or args.img_size, args.img_size)))
+    critic = CRITICS["wasserstein"](embedding_width(model, side_of_part(args.part, args.img_size)))
     critic_optimizer = torch.optim.Adam(critic.parameters(), lr=1e-3, betas=critic.betas, weight_decay=5e-4)
     optimizer = build_optimizer(model, args.optim, args.lr, args.lr_head)
     schedule = build_schedule(optimizer, args.schedule, args.epochs, steps)

@@ -1,7 +1,7 @@
 """The ways to adapt a trained network to a region that train nothing: statistics, whitening, a bank of queries."""
 from batchnorm import take_statistics
 from querybank import without_hubs
-from shared.evaluate import embed
+from shared.evaluate import embed_pairs
 from shared.plumbing.errors import InputError
 from shared.unpaired import load_unpaired
 from whitening import whitening
@@ -16,8 +16,8 @@ def add_ways(parser):
                         help="score an optical image the lower the nearer it is to the target's SAR images at large")
 
 
-def embed_adapted(run, args, sar, opt):
-    """(query, gallery): embed() of SAR and of optical images (N, S, S, 3), adapted as the flags say.
+def embed_adapted(run, args, pairs):
+    """(query, gallery) of a split as embed_pairs gives them, adapted as the flags say.
 
     run: the FinishedRun, whose network gets the target's statistics where they are asked for.
     Raises InputError where the run has no target to adapt to.
@@ -25,13 +25,9 @@ def embed_adapted(run, args, sar, opt):
     unpaired = load_target_of(run, args) if args.batchnorm == "target" or args.whiten or args.querybank else None
     if args.batchnorm == "target":
         take_statistics(run.model, unpaired, run.device, run.autocast)
-
-    def embedded(images, modality):
-        return embed(run.model, images, modality, run.device, run.autocast, tta=args.tta)
-
-    query, gallery = embedded(sar, "sar"), embedded(opt, "opt")
+    query, gallery = embed_pairs(run.model, pairs, run.device, run.autocast, args.tta)
     if args.whiten or args.querybank:
-        target_sar, target_opt = embedded(unpaired.sar, "sar"), embedded(unpaired.opt, "opt")
+        target_sar, target_opt = embed_pairs(run.model, unpaired, run.device, run.autocast, args.tta)
     for feature in query:
         if args.whiten:
             whiten_sar, whiten_opt = whitening(target_sar[feature]), whitening(target_opt[feature])

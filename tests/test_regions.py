@@ -491,14 +491,18 @@ def test_what_adapts_at_test_time_is_fitted_to_the_targets_images_each_modality_
     generator = torch.Generator().manual_seed(0)
     sar, opt = two_modalities(generator, places=50)
     target_sar, target_opt = two_modalities(generator, places=80)
-    monkeypatch.setattr("without_training.embed", lambda model, images, *rest, tta: {"FC": F.normalize(images)})
+
+    def embed_pairs(model, images, *rest):
+        return {"FC": F.normalize(images.sar)}, {"FC": F.normalize(images.opt)}
+
+    monkeypatch.setattr("without_training.embed_pairs", embed_pairs)
     target = SimpleNamespace(sar=target_sar, opt=target_opt)
     monkeypatch.setattr("without_training.load_target_of", lambda run, args: target)
     run = SimpleNamespace(model=None, device=CPU, autocast=None)
 
     def adapted(whiten, querybank):
         args = SimpleNamespace(batchnorm="source", whiten=whiten, querybank=querybank, tta="none")
-        query, gallery = embed_adapted(run, args, sar, opt)
+        query, gallery = embed_adapted(run, args, SimpleNamespace(sar=sar, opt=opt))
         return query["FC"], gallery["FC"]
 
     q, g, bank, other = (F.normalize(images) for images in (sar, opt, target_sar, target_opt))

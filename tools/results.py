@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's
 
 from shared.evaluate import features_of
 from shared.finished_run import read_settings
+from shared.parts import side_of_part
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import write_rows, write_text
 
@@ -156,8 +157,8 @@ def recipes(runs):
                     "schedule, learning rates {lr} and {lr_head}").format(**args)
             line += ", windows" if args.get("windows") else ""
             line += ", cells" if args.get("pooling") == "cells" else ""
-            if args.get("part") and args["part"] < args["img_size"]:
-                line += f", parts of {args['part']} px"
+            side = side_of_part(args.get("part"), args["img_size"])
+            line += f", parts of {side} px" if side < args["img_size"] else ""
             rows.setdefault(line, {})[name] = None
     if len(rows) == 1:
         return [f"Ours: {line}." for line in rows]
