@@ -42,7 +42,7 @@ def load_target_of(run, args):
     """The images without pairs that a finished run was to be adapted to. InputError where it had no target."""
     require_target(run, args)
     return load_unpaired(run.data_path, run.img_size, args.workers, run.settings["seed"],
-                         run.settings.get("target_region"))
+                         run.settings.get("target_region"), run.readers)
 
 
 def require_target(run, args):

@@ -16,6 +16,7 @@ import torch
 from shared import options
 from shared.dataset import steps_per_epoch
 from shared.plumbing.errors import InputError, run_script
+from shared.reading import readers_of
 from shared.run import Run
 from shared.unpaired import load_unpaired
 from stargan import Discriminator, Generator, discriminator_terms, generator_terms
@@ -46,7 +47,7 @@ class TwoSets:
     """Images without pairs in the place of Pairs in Run.batches: an epoch has as many as the smaller modality."""
 
     def __init__(self, images):
-        self.images = images
+        self.images, self.readers, self.tones = images, images.readers, images.tones
 
     def __len__(self):
         return min(len(self.images.opt), len(self.images.sar))
@@ -64,7 +65,7 @@ def train(args):
     if run.finished:
         return
 
-    images = load_unpaired(args.data_path, args.img_size, args.workers, args.seed, args.region)
+    images = load_unpaired(args.data_path, args.img_size, args.workers, args.seed, args.region, readers_of(args))
     sets = TwoSets(images)
     steps = steps_per_epoch(sets, args.batch_size)
     run.log(images.describe())

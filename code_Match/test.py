@@ -35,6 +35,7 @@ from shared.neighbourhoods import Patches, crop_of, embed_maps, embedding_size, 
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import write_text
+from shared.reading import readers_of_run
 
 METHODS = ("trust", "matcher", "coarse-to-fine", "centre", "voting", "graph", "ncc", "mi")
 RETRIEVAL = ("coarse-to-fine", "centre", "voting", "graph")
@@ -63,6 +64,7 @@ def arguments():
     parser.add_argument("--validation", action="store_true",
                         help="the training tiles that --run held out instead of the test tiles: for making choices")
     parser.add_argument("--result_path", type=Path, help="write the figures there, as a row of the table")
+    options.add_reading(parser)
     options.add_device(parser)
     args = parser.parse_args()
     if args.method in RETRIEVAL and not args.retrieval:
@@ -79,10 +81,11 @@ class Tested:
         self.autocast = autocast(self.device, args.amp)
         self.settings = read_settings(args.run)
         self.data_path = args.data_path or self.settings["data_path"]
+        readers = readers_of_run(args.run, args, args.data_path is None)
         if args.validation or args.method == "graph":
-            train = load_tiles(self.data_path, "train", args.workers)
+            train = load_tiles(self.data_path, "train", args.workers, readers)
             _, self.held_out = train.hold_out(self.settings["validate"])
-        self.tiles = self.held_out if args.validation else load_tiles(self.data_path, "test", args.workers)
+        self.tiles = self.held_out if args.validation else load_tiles(self.data_path, "test", args.workers, readers)
         if args.tiles:
             self.tiles = self.tiles.subset(range(min(args.tiles, len(self.tiles))))
         self.matcher = load_matcher(args.run, self.device)

@@ -4,7 +4,8 @@ DATA/{train,test}_tiles/{opt,sar}/TILE.png|jpg|tif are the tiles that the crops 
 set has none, its crops are taken for tiles: enough to try everything, and no more.
 """
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 
@@ -12,6 +13,7 @@ from shared.dataset import held_out_tiles
 from shared.layouts import find_data, list_images, list_split, read_any_image, read_leave_out, read_pairs_csv
 from shared.layouts import read_tiles_csv
 from shared.plumbing.errors import InputError, several
+from shared.reading import READERS
 from shared.windows import Windows, stack_tiles
 
 DEFAULT_METRES = 10.0                                   # of a pixel, where the data set does not tell: Sentinel's
@@ -23,13 +25,14 @@ class Tiles:
 
     hidden: for each, the rectangles (top, left, bottom, right) in px that leave_out.csv leaves out, and of test tiles
     those that a training tile shows, too, as far as positions are known. metres: side of a pixel on the ground, as the
-    data set's projection counts it.
+    data set's projection counts it. readers: {"opt", "sar"}, by which they were read.
     """
     names: list
     opt: list
     sar: list
     hidden: list
     metres: float
+    readers: dict = field(default_factory=lambda: dict(READERS))
 
     def __len__(self):
         return len(self.names)
@@ -50,13 +53,13 @@ class Tiles:
         small = [name for name, size in zip(self.names, sizes) if size.min() < side]
         if small:
             raise InputError(f"--img_size {side}: the tile {small[0]} is smaller; give a smaller one")
-        return Windows(stack_tiles(self.opt), stack_tiles(self.sar), sizes, side, places)
+        return Windows(stack_tiles(self.opt), stack_tiles(self.sar), sizes, side, places, readers=self.readers)
 
 
-def load_tiles(data_path, split, workers):
+def load_tiles(data_path, split, workers, readers=READERS):
     """The tiles of a split, `train` or `test`, those of which leave_out.csv leaves nothing left out.
 
-    Raises InputError that names every bad file.
+    readers: {"opt", "sar"}. Raises InputError that names every bad file.
     """
     root, problems = find_data(data_path), []
     left_out = read_leave_out(root, split)
@@ -77,14 +80,16 @@ def load_tiles(data_path, split, workers):
         of_tile.setdefault(row.get("tile"), []).append(place)
     names = [name for name in names if not (name in of_tile and left_out.issuperset(of_tile[name]))]
 
-    def read(file):
+    def read(file, reader):
         try:
-            return read_any_image(file)
+            return read_any_image(file, reader)
         except InputError as error:
             problems.append(str(error))
 
+    readers = {modality: readers[modality].measured_on([files[modality][name] for name in names]) for modality in files}
     with ThreadPoolExecutor(workers) as pool:
-        opt, sar = (list(pool.map(read, [files[modality][name] for name in names])) for modality in ("opt", "sar"))
+        opt, sar = ([*pool.map(partial(read, reader=readers[modality]), [files[modality][name] for name in names])]
+                    for modality in ("opt", "sar"))
     for name, opt_tile, sar_tile in zip(names, opt, sar):
         if opt_tile is not None and sar_tile is not None and opt_tile.shape != sar_tile.shape:
             problems.append(f"{files['sar'][name]}: not the size of {files['opt'][name]}")
@@ -99,7 +104,7 @@ def load_tiles(data_path, split, workers):
         away = left_out.intersection(of_tile.get(name, ()))
         squares = [square for square in (_square(places[place]) for place in sorted(away)) if square]
         hidden.append(_rectangles([*squares, *others], corners[name], tile) if name in corners else [])
-    return Tiles(names, opt, sar, hidden, _metres(names, opt, corners, places))
+    return Tiles(names, opt, sar, hidden, _metres(names, opt, corners, places), readers)
 
 
 def _square(row):

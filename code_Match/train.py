@@ -24,6 +24,7 @@ from shared.matcher import GRAIN, STRIDE, Matcher, correlate, load_matcher
 from shared.optimizers import build_schedule
 from shared.plumbing.device import choose_device
 from shared.plumbing.errors import InputError, run_script
+from shared.reading import readers_of
 from shared.run import Run
 
 PX_OF_A_WINDOW = 200                                    # an epoch has as many windows as the tiles have such crops
@@ -55,7 +56,7 @@ def arguments():
 
 def train(args):
     run = Run(args, __file__)
-    kept, held_out = load_tiles(args.data_path, "train", args.workers).hold_out(args.validate)
+    kept, held_out = load_tiles(args.data_path, "train", args.workers, readers_of(args)).hold_out(args.validate)
     if len(held_out) < 2:
         raise InputError(f"--validate {args.validate}: 1 tile(s) held out, and calibration looks for each query on "
                          "another tile, too; choose a larger share")

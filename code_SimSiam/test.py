@@ -25,6 +25,7 @@ from shared.model import load_model
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import write_figure, write_text
+from shared.reading import readers_of_run
 
 # Of the boxes that are drawn, with their colours.
 THRESHOLDS = {0.05: "#0072B2", 0.1: "#E69F00", 0.2: "#D55E00", 0.3: "#CC79A7", 0.6: "#009E73"}
@@ -40,6 +41,7 @@ def arguments():
     parser.add_argument("--validation", action="store_true",
                         help="the training tiles that --run held out instead of the test places: for making choices")
     parser.add_argument("--places", type=options.positive, default=6, help="how many are drawn")
+    options.add_reading(parser)
     options.add_device(parser)
     options.add_store(parser)
     return parser.parse_args()
@@ -53,7 +55,8 @@ def test(args):
     precision = autocast(device, args.amp)
     model, img_size = load_model(args.run, device)
     data_path, split = args.data_path or settings["data_path"], "train" if args.validation else "test"
-    pairs, = load_splits(data_path, (split,), img_size, args.workers, args.store)
+    readers = readers_of_run(args.run, args, args.data_path is None)
+    pairs, = load_splits(data_path, (split,), img_size, args.workers, args.store, readers)
     if args.validation:
         _, pairs = hold_out(pairs, settings["validate"])
 

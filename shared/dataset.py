@@ -1,7 +1,7 @@
 """Aligned pairs of optical and SAR images: checked, decoded once, drawn as batches. Where they lie: layouts.py."""
 import math
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import cv2
@@ -12,6 +12,8 @@ from shared.layouts import find_data, list_split, read_image, read_leave_out, re
 from shared.plumbing import distributed
 from shared.plumbing.errors import InputError, several
 from shared.plumbing.image_store import keep_images
+from shared.reading import READERS, readers_of
+from shared.tones import evenly, measure_tones
 from shared.windows import apply_symmetry, load_windows
 
 
@@ -23,7 +25,8 @@ class Pairs:
     SAR image. tiles: P names of the tile that each place was cut from. positions: (P, 2) float64, x and y in metres,
     NaN where unknown, or None. left_out: how many names leave_out.csv left out. crop: side in px of an image as its
     file holds it. symmetries: draw pairs at any of the eight symmetries of the square, not only flipped. regions: P
-    names of the region that each place lies in, "" where pairs.csv names none.
+    names of the region that each place lies in, "" where pairs.csv names none. readers: {"opt", "sar"}, by which the
+    images were read.
     """
     names: list
     opt: torch.Tensor
@@ -36,6 +39,7 @@ class Pairs:
     crop: int = None
     symmetries: bool = False
     regions: list = ()
+    readers: dict = field(default_factory=lambda: dict(READERS))
 
     def __len__(self):
         return len(self.names)
@@ -59,6 +63,11 @@ class Pairs:
         """(P) int64: the SAR row of each place's first strip; of a distractor it is another place's."""
         by_place, _, first = self._strips
         return by_place[first.clamp(max=len(by_place) - 1)]
+
+    @property
+    def tones(self):
+        """{"opt", "sar"}: the Tones of the images."""
+        return {"opt": measure_tones(evenly(self.opt, 256)), "sar": measure_tones(evenly(self.sar, 256))}
 
     @property
     def images(self):
@@ -143,7 +152,7 @@ def _load_training(args):
 
 
 def _load(args, data_path, *splits):
-    return load_splits(data_path, splits, args.img_size, args.workers, args.store)
+    return load_splits(data_path, splits, args.img_size, args.workers, args.store, readers_of(args))
 
 
 def _as_drawn(train, args):
@@ -153,14 +162,16 @@ def _as_drawn(train, args):
     return load_windows(find_data(args.data_path), train, args.img_size, args.workers, args.batch_size)
 
 
-def load_splits(data_path, splits, img_size, workers, store="auto"):
+def load_splits(data_path, splits, img_size, workers, store="auto", readers=READERS):
     """The named splits as Pairs, in order. Raises InputError that names every bad file of all of them.
 
     store: keep the decoded images in `memory`, on `disk` (a memory map in DATA/.decoded), or `auto`: in memory where
-    they fit.
+    they fit. readers: {"opt", "sar"}; where numbers have to be stretched, all splits are alike, by the first's.
     """
-    root, problems = find_data(data_path), []
-    pairs = [_read_split(root, split, img_size, workers, store, problems) for split in splits]
+    root, problems, pairs = find_data(data_path), [], []
+    for split in splits:
+        pairs.append(_read_split(root, split, img_size, workers, store, readers, problems))
+        readers = pairs[-1].readers if pairs[-1] else readers
     if problems:
         raise several(f"the data set {root} has {len(problems)} problem(s); mend or remove these files:", problems)
     return pairs
@@ -253,7 +264,7 @@ def _seed(*numbers):
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _read_split(root, split, img_size, workers, store, problems):
+def _read_split(root, split, img_size, workers, store, readers, problems):
     """Decode one split; what is wrong with it is appended to `problems`, and then None is returned."""
     before = len(problems)
     left_out = read_leave_out(root, split)
@@ -268,12 +279,14 @@ def _read_split(root, split, img_size, workers, store, problems):
     def decode(modality, images):
         file = root / ".decoded" / f"{split}_{modality}_{img_size}.uint8"
         sizes = [None] * len(images)                                  # stay None where a memory map is there already
-        fill = partial(_decode, images, sizes=sizes, workers=workers, problems=problems)
-        return torch.from_numpy(keep_images(images, img_size, store, file, fill)), sizes
+        reader = readers[modality]
+        fill = partial(_decode, images, sizes=sizes, workers=workers, problems=problems, reader=reader)
+        return torch.from_numpy(keep_images(images, img_size, store, file, fill, repr(reader))), sizes
 
-    opt_files = [opt[name] for name in names]
+    opt_files, sar_files = [opt[name] for name in names], [sar[name][1] for name in sar_names]
+    readers = {"opt": readers["opt"].measured_on(opt_files), "sar": readers["sar"].measured_on(sar_files)}
     opt_images, opt_sizes = decode("opt", opt_files)
-    sar_images, sar_sizes = decode("sar", [sar[name][1] for name in sar_names])
+    sar_images, sar_sizes = decode("sar", sar_files)
     size_of_place = dict(zip(names, opt_sizes))
     for name, size in zip(sar_names, sar_sizes):
         place, image = sar[name]
@@ -288,7 +301,8 @@ def _read_split(root, split, img_size, workers, store, problems):
     tiles = [rows.get(name, {}).get("tile") or name for name in names]
     regions = [rows.get(name, {}).get("region") or "" for name in names]
     return Pairs(names, opt_images, sar_names, sar_images, sar_place, tiles, _positions(names, rows),
-                 left_out=len(left_out), crop=opt_sizes[0] or len(read_image(opt_files[0])), regions=regions)
+                 left_out=len(left_out), crop=opt_sizes[0] or len(read_image(opt_files[0])), regions=regions,
+                 readers=readers)
 
 
 def _with_partners(listing, split, problems):
@@ -316,7 +330,7 @@ def _positions(names, rows):
     return None if positions.isnan().all() else positions
 
 
-def _decode(files, images, sizes, workers, problems):
+def _decode(files, images, sizes, workers, problems, reader):
     """Decode files in threads (the decoders release Python's lock) into images (N, S, S, 3), and note their sizes.
 
     Returns whether all went well; what did not is appended to `problems`.
@@ -327,7 +341,7 @@ def _decode(files, images, sizes, workers, problems):
         bad = []
         for i in portion:
             try:
-                image = read_image(files[i])
+                image = read_image(files[i], reader)
             except InputError as error:
                 bad.append(str(error))
                 continue
@@ -343,10 +357,10 @@ def _decode(files, images, sizes, workers, problems):
     return len(problems) == before
 
 
-def decode_images(files, img_size, workers):
-    """Decode any images to (N, S, S, 3) uint8. InputError that names every bad one."""
+def decode_images(files, img_size, workers, reader=READERS["opt"]):
+    """Decode any images of one modality to (N, S, S, 3) uint8. InputError that names every bad one."""
     problems, images = [], np.empty((len(files), img_size, img_size, 3), np.uint8)
-    if not _decode(files, images, [None] * len(files), workers, problems):
+    if not _decode(files, images, [None] * len(files), workers, problems, reader):
         raise several(f"{len(problems)} image(s) cannot be used:", problems)
     return torch.from_numpy(images)
 

@@ -12,6 +12,7 @@ from shared.plumbing import distributed
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import write_bytes, write_rows, write_text
+from shared.reading import readers_of_run
 from shared.run import summary
 
 
@@ -42,7 +43,9 @@ class FinishedRun:
         own = self.settings.get("target_path") or self.settings["data_path"]
         self.data_path = self.args.data_path or own
         regions = None if self.args.data_path else self.settings.get("target_region")
-        pairs, = load_splits(self.data_path, (split,), self.img_size, self.args.workers, self.args.store)
+        is_own = self.args.data_path is None and not self.settings.get("target_path")
+        self.readers = readers_of_run(self.args.run, self.args, is_own)
+        pairs, = load_splits(self.data_path, (split,), self.img_size, self.args.workers, self.args.store, self.readers)
         pairs = pairs.of_regions(regions, "--target_region")
         if self.is_first_process:
             print(describe_gallery(pairs))

@@ -17,6 +17,7 @@ from shared.dataset import decode_images, load_splits
 from shared.layouts import find_data, list_images
 from shared.plumbing.errors import InputError, several
 from shared.plumbing.files import write_bytes, write_text
+from shared.reading import readers_of_run
 
 SPLITS = ("train", "test")
 DONE = "generated.json"
@@ -25,16 +26,17 @@ DONE = "generated.json"
 def generate(args, settings, img_size, translate):
     """Write the generated images of both splits of a data set to --result_path, and tell what it took.
 
-    args: with result_path, data_path, workers. settings: of the run that made the generator. translate: a function of
-    (N, S, S, 3) uint8 images and what to draw, `opt` or `sar`. generated.json is written last: where it is, the images
-    are whole.
+    args: as options.generating's parser gives them. settings: of the run that made the generator. translate: a
+    function of (N, S, S, 3) uint8 images and what to draw, `opt` or `sar`. generated.json is written last: where it is,
+    the images are whole.
     """
     if (args.result_path / DONE).is_file():
         print(f"{args.result_path} is finished")
         return
     data_path = args.data_path or settings["data_path"]
+    readers = readers_of_run(args.run, args, args.data_path is None)
     count, seconds = 0, 0.0
-    for split, pairs in zip(SPLITS, load_splits(data_path, SPLITS, img_size, args.workers)):
+    for split, pairs in zip(SPLITS, load_splits(data_path, SPLITS, img_size, args.workers, readers=readers)):
         pairs = pairs.of_regions(settings.get("region"), "--region")
         images = pairs.images
         for modality, source in (("opt", "sar"), ("sar", "opt")):

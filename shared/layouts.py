@@ -9,14 +9,11 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
-import numpy as np
 import torch
 
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import load_tensors, read_rows
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+from shared.raster import SUFFIXES, Reader
 
 
 @dataclass
@@ -175,42 +172,20 @@ def find_data(data_path):
     return next((root for root in roots if layout_of(root)), roots[0])
 
 
-def read_image(image):
-    """Decode a Path or a TensorRow to (H, H, 3) uint8 RGB; one channel is repeated.
+def read_image(image, reader=Reader("opt")):
+    """Decode a Path or a TensorRow to (H, H, 3) uint8 RGB; one channel is repeated. reader: of its modality.
 
     Raises InputError where that fails, or the image is not square.
     """
-    array = read_any_image(image)
+    array = read_any_image(image, reader)
     if array.shape[0] != array.shape[1]:
         raise InputError(f"{image}: {array.shape[1]} x {array.shape[0]} px; crop it to a square")
     return array
 
 
-def read_any_image(image):
+def read_any_image(image, reader=Reader("opt")):
     """The same for an image of any shape, (H, W, 3)."""
-    return image.read() if isinstance(image, TensorRow) else _decode(image)
-
-
-# How a whole file ends. Some decoders fill up what is missing of half a file, without a word.
-ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND\xaeB`\x82"}
-
-
-def _decode(file):
-    """OpenCV's decoder: as fast as a file can be read, and it lets other threads work meanwhile."""
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror})")
-    if not content.rstrip(b"\0").endswith(ENDS.get(content[:2], b"")):
-        raise InputError(f"{file}: cannot be decoded (the end of the file is missing)")
-    array = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) if content else None
-    if array is None:
-        raise InputError(f"{file}: cannot be decoded (empty, damaged or no image)")
-    channels = 1 if array.ndim == 2 else array.shape[2]
-    if array.dtype != np.uint8 or channels not in (1, 3, 4):
-        raise InputError(f"{file}: {channels} channel(s) of {array.dtype}; "
-                         "convert it to 8 bits in one or three channels")
-    return cv2.cvtColor(array, {1: cv2.COLOR_GRAY2RGB, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGB}[channels])
+    return image.read() if isinstance(image, TensorRow) else reader.read(image)[0]
 
 
 METRES = ("x_m", "y_m", "size_m")                       # columns of pairs.csv that hold numbers
@@ -280,7 +255,8 @@ def list_images(folder, problems):
         return {}
     files = {}
     for file in sorted(folder.iterdir()):
-        if file.suffix.lower() in SUFFIXES:
+        # "._x.png" is what a Mac leaves beside x.png on a foreign disk: no image.
+        if file.suffix.lower() in SUFFIXES and not file.name.startswith("."):
             if file.stem in files:
                 problems.append(f"{file}: {files[file.stem].name} has the same name")
             files[file.stem] = file

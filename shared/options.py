@@ -10,6 +10,7 @@ from shared.filters import FILTERS
 from shared.model import BACKBONES, POOLINGS
 from shared.plumbing.device import AMPS
 from shared.plumbing.image_store import STORES
+from shared.tones import SCALES
 from shared.views import VIEWS
 
 # --recipe cpu: trains from scratch on a CPU in minutes.
@@ -89,7 +90,20 @@ def add_data(parser):
                        help="the data set's folder, looked up here, then under the home directory")
     group.add_argument("--img_size", type=positive, default=200,
                        help="side of an image in px: crops are resized to it, windows have it")
+    add_reading(group)
     return group
+
+
+def add_reading(group):
+    """The flags of every script that reads images: what shared/reading.py makes Readers of."""
+    group.add_argument("--bands", type=bands, metavar="R,G,B",
+                       help="bands of the optical images, from 1: three, or one (default: by their colour "
+                            "interpretation, else the first three)")
+    group.add_argument("--sar_bands", type=bands, metavar="BAND",
+                       help="of the SAR images: one, or three (default: VV, all of three, or the first)")
+    group.add_argument("--scale", choices=SCALES,
+                       help="what SAR numbers beyond bytes are: decibels, amplitude (linear) or power; auto takes the "
+                            "logarithm where that makes them more symmetric (default: auto)")
 
 
 def add_validation(group):
@@ -201,6 +215,7 @@ def testing(description):
                                      allow_abbrev=False)
     parser.add_argument("--run", required=True, type=Path, help="the folder of a run")
     parser.add_argument("--data_path", help="another data set than the run's own")
+    add_reading(parser)
     parser.add_argument("--tta", choices=tuple(VIEWS), default="none",
                         help="embed each image as several views: joined (flip, the eight symmetries) or averaged "
                              "(pseudo-modal images)")
@@ -221,6 +236,7 @@ def generating(description):
     parser.add_argument("--run", required=True, type=Path, help="the folder of a run that trained a generator")
     parser.add_argument("--result_path", required=True, type=Path, help="a folder for the images")
     parser.add_argument("--data_path", help="another data set than the run's own")
+    add_reading(parser)
     add_device(parser)
     return parser
 
@@ -288,3 +304,11 @@ def share(text):
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return value
+
+
+def bands(text):
+    """One or three whole numbers from 1, as "4,3,2"."""
+    numbers = [positive(part) for part in text.split(",")]
+    if len(numbers) not in (1, 3):
+        raise argparse.ArgumentTypeError(f"{text} names {len(numbers)} bands, not one or three")
+    return numbers

@@ -3,7 +3,7 @@
     args.json       the arguments              checkpoint.pt   all that is needed to go on; gone when it is finished
     log.txt         what was printed           weights.pt      the finished model and how to build it
     epochs.csv      figures of each epoch      metrics.json    the last epoch's figures
-                                               retrieval.json  what each query found
+    reading.json    how the images were read   retrieval.json  what each query found
 
 Whatever is written is written beside and then renamed. The same command again goes on where a run stopped.
 """
@@ -22,6 +22,7 @@ from shared.plumbing import distributed
 from shared.plumbing.device import autocast, autocast_dtype, choose_device
 from shared.plumbing.errors import InputError, Interrupted
 from shared.plumbing.files import append_text, load_tensors, write_rows, write_tensors, write_text
+from shared.reading import READING, save_readers
 
 # What may differ between a run and its continuation: where it is and how it was asked for, not what it is.
 NOT_THE_RUN = ("result_path", "data_path", "device", "workers", "store", "compile", "fresh", "recipe", "defaults",
@@ -161,6 +162,8 @@ class Run:
         Keeps time and step, and stops when asked to.
         """
         args = self.args
+        if self.is_first_process and not (self.folder / READING).is_file():
+            save_readers(self.folder, pairs.readers, pairs.tones)
         bar = tqdm(total=steps_per_epoch(pairs, args.batch_size), initial=self.step,
                    desc=f"epoch {epoch + 1}/{args.epochs}", leave=False,
                    disable=None if self.is_first_process else True)

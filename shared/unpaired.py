@@ -1,11 +1,13 @@
 """Images of a region without pairs: optical and SAR, each on its own."""
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from shared.dataset import decode_images
 from shared.layouts import find_data, list_split, read_leave_out, read_pairs_csv
 from shared.plumbing.errors import InputError, several
+from shared.reading import READERS, readers_of
+from shared.tones import evenly, measure_tones
 from shared.windows import apply_symmetry
 
 
@@ -15,7 +17,8 @@ class Unpaired:
 
     opt: (P, S, S, 3), sar: (M, S, S, 3) uint8. opt_names, sar_names: of each image. sar_places: the place that each SAR
     image shows. opt_tiles, sar_tiles: of the tile that each was cut from, of which none is in both. symmetries: draw
-    images at any of the eight symmetries of the square, not only flipped.
+    images at any of the eight symmetries of the square, not only flipped. readers: {"opt", "sar"}, by which they were
+    read.
     """
     opt: torch.Tensor
     sar: torch.Tensor
@@ -25,6 +28,12 @@ class Unpaired:
     opt_tiles: list
     sar_tiles: list
     symmetries: bool = False
+    readers: dict = field(default_factory=lambda: dict(READERS))
+
+    @property
+    def tones(self):
+        """{"opt", "sar"}: the Tones of the images."""
+        return {"opt": measure_tones(evenly(self.opt, 256)), "sar": measure_tones(evenly(self.sar, 256))}
 
     def describe(self):
         return f"{len(self.opt)} optical and {len(self.sar)} SAR images without pairs"
@@ -62,11 +71,11 @@ def load_target(args):
         if not args.target_region or not args.region or set(args.target_region) & set(args.region):
             raise InputError("the target is a part of the source, whose pairs are known: give --region and another "
                              "--target_region, or another --target_path")
-    target = load_unpaired(data_path, args.img_size, args.workers, args.seed, args.target_region)
+    target = load_unpaired(data_path, args.img_size, args.workers, args.seed, args.target_region, readers_of(args))
     return replace(target, symmetries=args.windows or args.symmetries)
 
 
-def load_unpaired(data_path, img_size, workers, seed=0, regions=None):
+def load_unpaired(data_path, img_size, workers, seed=0, regions=None, readers=READERS):
     """The training images of a data set, without its pairs: no optical and SAR image of the same tile are both kept.
 
     Tiles (of pairs.csv; places where it names none) that both modalities show are shared out at random: the optical
@@ -98,7 +107,10 @@ def load_unpaired(data_path, img_size, workers, seed=0, regions=None):
         of = f" of {' '.join(regions)}" if regions else ""
         raise InputError(f"{root}: {len(opt)} optical and {len(sar)} SAR training images{of} are left without pairs; "
                          "give a target of at least two tiles")
-    images = decode_images([image[-1] for image in [*opt, *sar]], img_size, workers)
+    images = {}
+    for name, files in (("opt", [image for _, image in opt]), ("sar", [image for *_, image in sar])):
+        readers = {**readers, name: readers[name].measured_on(files)}
+        images[name] = decode_images(files, img_size, workers, readers[name])
     opt_names, (sar_names, sar_places, _) = [name for name, _ in opt], map(list, zip(*sar))
-    return Unpaired(images[:len(opt)], images[len(opt):], opt_names, sar_names, sar_places,
-                    [tile_of(name) for name in opt_names], [tile_of(place) for place in sar_places])
+    return Unpaired(images["opt"], images["sar"], opt_names, sar_names, sar_places,
+                    [tile_of(name) for name in opt_names], [tile_of(place) for place in sar_places], readers=readers)

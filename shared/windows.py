@@ -4,7 +4,7 @@ DATA/train_tiles/{opt,sar}/TILE.png|jpg|tif (or TILE__PART) hold the tiles that 
 and aligned.
 """
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import cv2
@@ -13,6 +13,8 @@ import torch
 
 from shared.layouts import list_images, read_any_image
 from shared.plumbing.errors import InputError, several
+from shared.reading import READERS
+from shared.tones import measure_tones
 
 TRIES = 200                                             # portions of windows drawn before a batch is given up
 
@@ -23,6 +25,7 @@ class Windows:
 
     opt, sar: (T, H, W, 3) uint8, tiles of less than the largest size padded. sizes: (T, 2) int64, the height and width
     of each. window: side of a window, the --img_size. places: how many windows make an epoch; each comes only once.
+    readers: {"opt", "sar"}, by which the tiles were read.
     """
     opt: torch.Tensor
     sar: torch.Tensor
@@ -30,12 +33,19 @@ class Windows:
     window: int
     places: int
     left_out: int = 0
+    readers: dict = field(default_factory=lambda: dict(READERS))
 
     def __len__(self):
         return self.places
 
     def describe(self):
         return f"{len(self)} training places, windows of {len(self.sizes)} tiles"
+
+    @property
+    def tones(self):
+        """{"opt", "sar"}: the Tones of the tiles."""
+        return {name: measure_tones([tile[:height, :width] for tile, (height, width) in zip(tiles, self.sizes)])
+                for name, tiles in (("opt", self.opt), ("sar", self.sar))}
 
     def order(self, generator):
         """(P) int64: the numbers of an epoch's windows. Nothing is drawn: each window is made when it is asked for."""
@@ -104,8 +114,9 @@ def load_windows(root, pairs, img_size, workers, batch_size):
     problems = []
     files = _list_tiles(root / "train_tiles", pairs, problems)
     with ThreadPoolExecutor(workers) as pool:
-        read = partial(_read_tile, crop=pairs.crop, img_size=img_size)
-        opt, sar = (list(pool.map(read, modality)) for modality in files)
+        reads = [partial(_read_tile, crop=pairs.crop, img_size=img_size, reader=pairs.readers[modality])
+                 for modality in ("opt", "sar")]
+        opt, sar = (list(pool.map(read, of_modality)) for read, of_modality in zip(reads, files))
     problems += [str(tile) for tile in [*opt, *sar] if isinstance(tile, InputError)]
     for opt_file, sar_file, opt_tile, sar_tile in zip(*files, opt, sar):
         are_whole = not isinstance(opt_tile, InputError) and not isinstance(sar_tile, InputError)
@@ -114,7 +125,8 @@ def load_windows(root, pairs, img_size, workers, batch_size):
     if problems:
         raise several(f"--windows: {root / 'train_tiles'} has {len(problems)} problem(s):", problems)
     sizes = torch.tensor([tile.shape[:2] for tile in opt])
-    windows = Windows(stack_tiles(opt), stack_tiles(sar), sizes, img_size, len(pairs), pairs.left_out)
+    windows = Windows(stack_tiles(opt), stack_tiles(sar), sizes, img_size, len(pairs), pairs.left_out,
+                      pairs.readers)
     # Raises now, not in the middle of training, where they do not fit.
     windows.positions(batch_size, torch.Generator().manual_seed(0))
     return windows
@@ -137,10 +149,10 @@ def _list_tiles(folder, pairs, problems):
     return [opt[name] for name in names], [sar[name] for name in names]
 
 
-def _read_tile(file, crop, img_size):
+def _read_tile(file, crop, img_size, reader):
     """A tile at the scale at which a crop has img_size, (H, W, 3) uint8; the InputError where that cannot be."""
     try:
-        image = read_any_image(file)
+        image = read_any_image(file, reader)
     except InputError as error:
         return error
     scale = img_size / crop

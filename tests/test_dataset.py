@@ -82,7 +82,8 @@ def test_every_bad_file_is_named_at_once(tmp_path):
     save(data / "train/sar/p03.png", np.zeros((24, 24, 3), np.uint8))            # another size
     save(data / "train/sar/p04.png", np.zeros((20, 30, 3), np.uint8))            # not square
     save(data / "train/opt/p05.jpg", np.zeros((20, 20, 3), np.uint8))            # the name twice
-    save(data / "test/opt/p03.png", np.zeros((20, 20), np.uint16))               # 16 bits
+    (data / "test/opt/p03.png").unlink()
+    (data / "test/opt/p03.tif").write_text("no image")                           # a TIFF by name alone
     with pytest.raises(InputError) as caught:
         load_splits(data, ("train", "test"), 20, 2)
     text = str(caught.value)
@@ -93,7 +94,7 @@ def test_every_bad_file_is_named_at_once(tmp_path):
         "train/opt/p02.png: cannot be decoded",
         "train/sar/p03.png: 24 x 24 px, but its optical image has 20 x 20",
         "train/sar/p04.png: 30 x 20 px; crop it", "p05.png: p05.jpg has the same name",
-        "test/opt/p03.png: 1 channel(s) of uint16",
+        "test/opt/p03.tif cannot be opened",
     ):
         assert words in text, words
 

@@ -131,7 +131,7 @@ def test_the_training_split_is_listed_once(tmp_path, monkeypatch, store):
     data = with_tiles(tmp_path / "d")
     args = argparse.Namespace(data_path=str(data), img_size=10, workers=2, store=store.split()[0], validate=0.0,
                               windows=True, symmetries=False, batch_size=4, region=None, target_path=None,
-                              target_region=None)
+                              target_region=None, bands=None, sar_bands=None, scale=None)
     if store == "disk again":
         load_data(args)                                   # the memory map is there: nothing is decoded any more
     listed = []

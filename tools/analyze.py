@@ -35,6 +35,7 @@ from shared.model import load_model
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import run_script
 from shared.plumbing.files import read_rows, write_text
+from shared.reading import readers_of_run
 from tools.figures import CYCLE, GREEN, MARKERS, OPT, ORANGE, PURPLE, SAR, SKY, known_values, panels, save
 
 # Name: (channel exchange, filter)
@@ -229,7 +230,8 @@ def analyze(run, model, img_size, args, device):
     """Everything about one run; returns what the pictures of several runs take."""
     mixed = autocast(device, args.amp)
     data_path = args.data_path or read_settings(run)["data_path"]
-    pairs, = load_splits(data_path, ("test",), img_size, args.workers)
+    readers = readers_of_run(run, args, args.data_path is None)
+    pairs, = load_splits(data_path, ("test",), img_size, args.workers, readers=readers)
     query, gallery = (part[args.feature] for part in embed_pairs(model, pairs, device, mixed))
     truth = pairs.sar_place
     folder = run / "analysis"

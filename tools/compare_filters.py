@@ -32,6 +32,7 @@ from shared.model import load_model
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import write_rows, write_text
+from shared.reading import readers_of, readers_of_run
 from tools.figures import panels, save
 
 COLUMNS = ("filter", "ssim", "gradient_correlation", "epi", "edges_left", "enl", "ms")
@@ -196,6 +197,7 @@ def main():
     parser.add_argument("--img_size", type=options.positive, default=200,
                         help="of the sample; retrieval takes the run's")
     parser.add_argument("--out", type=Path)
+    options.add_reading(parser)
     options.add_device(parser)
     args = parser.parse_args()
     device = choose_device(args.device)
@@ -203,8 +205,9 @@ def main():
     trained = trained_retrieval(args.trained)
     if args.run:
         model, run_size = load_model(args.run, device)
-        run_pairs, = load_splits(args.data_path, ("test",), run_size, args.workers)
-    pairs, = load_splits(args.data_path, ("test",), args.img_size, args.workers)
+        of_run = readers_of_run(args.run, args, is_own_data=False)
+        run_pairs, = load_splits(args.data_path, ("test",), run_size, args.workers, readers=of_run)
+    pairs, = load_splits(args.data_path, ("test",), args.img_size, args.workers, readers=readers_of(args))
 
     sample = torch.randperm(len(pairs.sar), generator=torch.Generator().manual_seed(0))[:args.sample]
     cpu = torch.device("cpu")

@@ -29,6 +29,7 @@ from shared.model import load_model
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import write_rows, write_text
+from shared.reading import readers_of_run
 from tools.analyze import betweenness
 from tools.compare_filters import markdown
 
@@ -72,6 +73,7 @@ def main():
     parser.add_argument("--generated", type=Path, action="append", default=[],
                         help="a folder of generated images; may be given several times")
     parser.add_argument("--result_path", type=Path)
+    options.add_reading(parser)
     options.add_device(parser)
     args = parser.parse_args()
     device = choose_device(args.device)
@@ -79,7 +81,8 @@ def main():
     model, img_size = load_model(args.run, device)
     mixed = autocast(device, args.amp)
 
-    pairs, = load_splits(args.data_path, ("test",), img_size, args.workers)
+    readers = readers_of_run(args.run, args, is_own_data=False)
+    pairs, = load_splits(args.data_path, ("test",), img_size, args.workers, readers=readers)
     pairs = places_of_all(pairs, args.generated)
     true = pairs.images
 

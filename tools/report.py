@@ -28,6 +28,7 @@ from shared.finished_run import read_settings
 from shared.layouts import find_data, read_pairs_csv
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import read_rows, write_text
+from shared.reading import readers_of_run
 from tools.figures import CYCLE, GREEN, MARKERS, SAR, SKY, known_values, panels, png
 from tools.intervals import bootstrap_intervals, compare_rows
 from tools.results import (AUTHOR, AUTHORS_DATA_SET, AUTHORS_NOTES, DEMO_NOTE, FIGURES, add_tables, has_own_columns,
@@ -415,7 +416,8 @@ def main():
     all_retrievals = {row: found for table_found in retrievals.values() for row, found in table_found.items()}
     first_folder, _ = next(iter(next(iter(all_tables.values())).values()))[0]
     data_path = args.data_path or read_settings(first_folder)["data_path"]
-    pairs, = load_splits(data_path, ("test",), 96, workers=2)
+    readers = readers_of_run(first_folder, is_own_data=args.data_path is None)
+    pairs, = load_splits(data_path, ("test",), 96, workers=2, readers=readers)
 
     tiles = {name: tiles_of_queries(found, pairs) for name, found in retrievals.items()}
     data_set = args.folder.resolve().name

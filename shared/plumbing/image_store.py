@@ -23,12 +23,13 @@ def fits_in_memory(size):
     return size <= free / 2
 
 
-def keep_images(images, img_size, store, file, decode):
+def keep_images(images, img_size, store, file, decode, how=""):
     """The decoded images, (N, S, S, 3) uint8.
 
     images: what is decoded (Paths or TensorRows). store: auto, memory or disk. file: of the memory map, if there is
-    one. decode: fills an array of that shape and returns whether all went well. A memory map is made once, and again
-    when one of the images has changed (their names, sizes and times are kept beside it).
+    one. decode: fills an array of that shape and returns whether all went well; how: words for the way it does. A
+    memory map is made once, and again when the way or one of the images has changed (names, sizes and times are kept
+    beside it).
     Raises InputError where the memory map cannot be written.
     """
     shape = (len(images), img_size, img_size, 3)
@@ -37,7 +38,7 @@ def keep_images(images, img_size, store, file, decode):
         array = np.empty(shape, np.uint8)
         decode(array)
         return array
-    signature, made_of = Path(f"{file}.json"), json.dumps({"images": _signature(images), "shape": shape})
+    signature, made_of = Path(f"{file}.json"), json.dumps({"images": _signature(images), "shape": shape, "how": how})
     if not (file.is_file() and signature.is_file() and signature.read_text().strip() == made_of):
         beside = Path(f"{file}.part")
         try:

@@ -1,0 +1,257 @@
+"""One reader for every raster: which bands, which pixels show something, in what tones.
+
+rasterio (GDAL) opens all but plain PNG and JPEG, which OpenCV decodes faster. What is read, how, and what is refused:
+docs/data.md.
+"""
+import io
+import os
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+os.environ.setdefault("GDAL_CACHEMAX", "128")          # MiB; by default a twentieth of the memory, whatever the raster
+
+import cv2
+import numpy as np
+import rasterio
+from PIL import Image, ImageOps
+from rasterio.enums import ColorInterp
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+
+from shared.plumbing.errors import InputError
+from shared.tones import Stretch, Tones, evenly, measure_stretch
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".jp2", ".vrt")
+PLAIN = (".png", ".jpg", ".jpeg")
+SAMPLE = 32                                             # files that a common stretch is measured on
+CORNER = 16                                             # a corner of so small a share of the side tells a collar
+SPECK = 64                                              # px: a smaller constant spot within an image is no collar
+warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
+
+
+# Opening --------------------------------------------------------------------------------------------------------
+
+def open_raster(file, flag=None):
+    """The dataset that GDAL opens, whatever the path's form. InputError with GDAL's reason; flag: that named it."""
+    try:
+        return rasterio.open(str(file))
+    except (RasterioError, UnicodeError) as error:
+        raise InputError(f"{f'{flag} ' if flag else ''}{file} cannot be opened ({reason_of(error)}): give a raster "
+                         "that GDAL reads, whole and with all the files that it names")
+
+
+def reason_of(error):
+    """GDAL's words for what went wrong, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def choose_bands(source, modality, bands=None):
+    """The numbers, from 1, of the bands that are shown: three, or one.
+
+    Those asked for; else by the file's colour interpretation; else, of SAR, the band described as VV, all of three, or
+    the first; of optical images the first three, or the first. InputError where there are no such bands.
+    """
+    if bands:
+        if max(bands) > source.count:
+            raise InputError(f"{source.name} has {source.count} band(s), no band {max(bands)}: mend --bands, or "
+                             "--sar_bands")
+        return tuple(bands)
+    colours = {interpretation: number for number, interpretation in enumerate(source.colorinterp, 1)}
+    if {ColorInterp.red, ColorInterp.green, ColorInterp.blue} <= colours.keys():
+        return tuple(colours[colour] for colour in (ColorInterp.red, ColorInterp.green, ColorInterp.blue))
+    if modality == "sar":
+        vv = [number for number, words in enumerate(source.descriptions, 1) if words and "VV" in words.upper()]
+        if vv or source.count != 3:
+            return (vv[0] if vv else 1,)
+    return (1, 2, 3) if source.count >= 3 else (1,)
+
+
+class Opened(NamedTuple):
+    """An open dataset, the numbers in it of the bands that are shown, of its alpha or None, and words for what these
+    are in the file."""
+    source: object
+    numbers: tuple
+    alpha: int
+    words: str
+
+
+def open_bands(file, modality, bands=None, flag=None):
+    """Open a raster with the chosen bands alone, and its alpha: as Opened.
+
+    Alpha is a band that the file calls so, or the fourth of bytes, and that is 0 or its largest value but for a
+    hundredth of the pixels. InputError as of open_raster and choose_bands.
+    """
+    source = open_raster(file, flag)
+    chosen = choose_bands(source, modality, bands)
+    words = f"band{'s' if len(chosen) > 1 else ''} {', '.join(map(str, chosen))} of {source.count}, {source.dtypes[0]}"
+    named = [number for number, colour in enumerate(source.colorinterp, 1) if colour == ColorInterp.alpha]
+    perhaps = named or ([4] if source.count == 4 and source.dtypes[0] == "uint8" else [])
+    alpha = [number for number in perhaps if number not in chosen and _is_binary(source, number)]
+    if set(source.indexes) != {*chosen, *alpha}:        # an alpha that is none, too, would be taken for a mask
+        source.close()
+        source = open_raster(f"vrt://{file}?bands={','.join(map(str, (*chosen, *alpha)))}", flag)
+        chosen, alpha = tuple(range(1, len(chosen) + 1)), [len(chosen) + 1] if alpha else []
+    return Opened(source, chosen, alpha[0] if alpha else None, words)
+
+
+def _is_binary(source, number):
+    scale = max(1, max(source.shape) // 1024)
+    values = read_window(source, number, out_shape=(max(1, source.height // scale), max(1, source.width // scale)))
+    return bool(((values == 0) | (values == values.max())).mean() > 0.99)
+
+
+def palette_of(source):
+    """(256, 3) uint8: the colours that the numbers of a dataset's first band stand for."""
+    colours = np.zeros((256, 3), np.uint8)
+    for number, colour in source.colormap(1).items():
+        colours[number] = colour[:3]
+    return colours
+
+
+def read_window(source, *arguments, **settings):
+    """source.read(...); InputError with GDAL's reason where a file is broken or lacks a part."""
+    try:
+        return source.read(*arguments, **settings)
+    except (RasterioError, MemoryError) as error:
+        raise InputError(f"{source.name} cannot be read ({reason_of(error)}): it is damaged, or a file that it names "
+                         "is missing")
+
+
+def as_numbers(bands):
+    """Bands as floats or bytes: of complex numbers the magnitude."""
+    if np.iscomplexobj(bands):
+        bands = np.abs(bands)
+    return bands if bands.dtype == np.uint8 else bands.astype(np.float32)
+
+
+def undeclared_nodata(bands):
+    """The number, the same in all bands, that fills a corner or a whole border of (C, H, W); None where none does, or
+    where it fills all."""
+    low, high = bands.min(0), bands.max(0)
+    same = low == high
+    size = max(8, min(same.shape) // CORNER)
+    edges = [np.s_[:size, :size], np.s_[:size, -size:], np.s_[-size:, :size], np.s_[-size:, -size:],
+             np.s_[:1, :], np.s_[-1:, :], np.s_[:, :1], np.s_[:, -1:]]
+    for edge in edges:
+        value = low[edge].flat[0]
+        if same[edge].all() and (low[edge] == value).all() and not (same & (low == value)).mean() > 0.99:
+            return value.item()
+    return None
+
+
+def without_specks(hidden):
+    """(H, W) bool: what is hidden in spots of SPECK pixels and more: a collar's value may be a true one elsewhere."""
+    _, labels, statistics, _ = cv2.connectedComponentsWithStats(hidden.astype(np.uint8), connectivity=8)
+    large = statistics[:, cv2.CC_STAT_AREA] >= SPECK
+    large[0] = False                                    # what is shown
+    return large[labels]
+
+
+# A whole image ----------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads the images of one modality alike.
+
+    modality: opt or sar. bands: their numbers, one or three, or None, see choose_bands. scale: one of SCALES. tones:
+    what numbers beyond bytes are brought to. stretch: one for all images; None: each by itself. Bytes stay as they are.
+    """
+    modality: str
+    bands: tuple = None
+    scale: str = "auto"
+    tones: Tones = Tones()
+    stretch: Stretch = None
+
+    def measured_on(self, files):
+        """The same with one stretch for all, measured on a sample of the files, if it has none; bytes need none."""
+        if self.stretch:
+            return self
+        values = []
+        for file in evenly([file for file in files if isinstance(file, (str, Path))], SAMPLE):
+            try:
+                bands, shown, _ = self.read_bands(file)
+            except InputError:
+                continue                                # whoever reads all of them says so
+            if shown.any() and self._is_stretched(bands):
+                values.append(bands[:, shown][:, ::16].astype(np.float32))
+        if not values or len({len(each) for each in values}) > 1:
+            return self
+        return replace(self, stretch=measure_stretch(np.concatenate(values, 1), self.modality, self.scale))
+
+    def read(self, file):
+        """((H, W, 3) uint8, (H, W) bool: what is shown). InputError where the file cannot be read."""
+        bands, shown, _ = self.read_bands(file)
+        return self.to_bytes(bands, shown), shown
+
+    def to_bytes(self, bands, shown):
+        """(C, H, W) numbers, of which `shown` counts, -> (H, W, 3) uint8."""
+        if not self._is_stretched(bands):
+            pixels = bands.transpose(1, 2, 0).astype(np.uint8)
+            return np.repeat(pixels, 3, 2) if len(bands) == 1 else np.ascontiguousarray(pixels)
+        if not shown.any():
+            return np.zeros((*shown.shape, 3), np.uint8)
+        stretch = self.stretch or measure_stretch(bands[:, shown].astype(np.float32), self.modality, self.scale)
+        return stretch.apply(bands, self.tones)
+
+    def _is_stretched(self, bands):
+        return bands.dtype != np.uint8 or self.scale in ("linear", "power")
+
+    def read_bands(self, file):
+        """((C, H, W) uint8 or float32, (H, W) bool shown, words for what was taken): one band, or red, green, blue."""
+        read = _decode if Path(file).suffix.lower() in PLAIN else self._read_raster
+        bands, shown, words = read(file, self.bands)
+        nodata = undeclared_nodata(bands)
+        if nodata is not None:
+            shown &= ~without_specks((bands == nodata).all(0))
+            words += f", {nodata:g} along the border taken for nodata"
+        return bands, shown, words
+
+    def _read_raster(self, file, bands):
+        source, numbers, alpha, words = open_bands(file, self.modality, bands)
+        with source:
+            if source.colorinterp[0] == ColorInterp.palette:
+                return palette_of(source)[read_window(source, 1)].transpose(2, 0, 1), source.dataset_mask() > 0, words
+            bands = as_numbers(read_window(source, numbers))
+            masks = source.read_masks(numbers) > 0
+            # Of bytes one band may well be 0, as in a saturated colour, where 0 is nodata.
+            shown = masks.any(0) if bands.dtype == np.uint8 else masks.all(0)
+            if alpha:
+                shown &= read_window(source, alpha) > 0
+        return bands, shown & np.isfinite(bands).all(0), words
+
+
+# How a whole file ends, and what comes last before it. Some decoders fill up what is missing of half a file, without a
+# word. A JPEG's thumbnail has an end of its own, before the image's data begin.
+ENDS = {b"\x89P": (b"IEND\xaeB`\x82", b"IDAT"), b"\xff\xd8": (b"\xff\xd9", b"\xff\xda")}
+
+
+def _decode(file, bands):
+    """What Reader.read_bands gives, of a PNG or JPEG: OpenCV lets other threads work meanwhile."""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror})")
+    end, before = ENDS.get(content[:2], (b"", b""))
+    if content.rfind(end) < content.rfind(before):
+        raise InputError(f"{file}: cannot be decoded (the end of the file is missing)")
+    array = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) if content else None
+    if array is None:
+        raise InputError(f"{file}: cannot be decoded (empty, damaged or no image)")
+    array = np.atleast_3d(array)
+    if array.shape[2] > 1:
+        array = array[..., [2, 1, 0, *range(3, array.shape[2])]]      # OpenCV's order is blue, green, red
+    if content[:2] == b"\xff\xd8" and Image.open(io.BytesIO(content)).getexif().get(0x0112, 1) != 1:
+        array = np.atleast_3d(np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(content)))))
+    count = array.shape[2]
+    shown = np.ones(array.shape[:2], bool)
+    if count in (2, 4):
+        alpha = array[..., -1]
+        shown = alpha > 0 if ((alpha == 0) | (alpha == alpha.max())).mean() > 0.99 else shown
+    if bands and max(bands) > count:
+        raise InputError(f"{file} has {count} band(s), no band {max(bands)}: mend --bands, or --sar_bands")
+    chosen = bands or ((1, 2, 3) if count >= 3 else (1,))
+    words = f"band{'s' if len(chosen) > 1 else ''} {', '.join(map(str, chosen))} of {count}, {array.dtype}"
+    return as_numbers(array[..., [number - 1 for number in chosen]].transpose(2, 0, 1)), shown, words
