@@ -70,12 +70,12 @@ def rotations_to_try(within):
     return np.linspace(-within, within, 2 * count + 1)
 
 
-def turn(image, rotations, side=None, zoom=1.0):
+def turn(image, rotations, side=None, zoom=1.0, shown=None):
     """A query as it would lie on a map that has north up: at each rotation, in the middle of a black square.
 
     image: (h, w, 3) uint8. rotations: (K) degrees clockwise. side: of the square in px (default: what holds all views);
-    made a multiple of STRIDE. zoom: map px to a px of the image. Returns views (K, S, S, 3) uint8 and masks (K, S, S)
-    bool, where the query is.
+    made a multiple of STRIDE. zoom: map px to a px of the image. shown: (h, w) bool, where the image shows something
+    (default: all of it). Returns views (K, S, S, 3) uint8 and masks (K, S, S) bool, where the query shows something.
     """
     height, width = image.shape[:2]
     angles = np.deg2rad(rotations)
@@ -86,7 +86,7 @@ def turn(image, rotations, side=None, zoom=1.0):
     side += -side % STRIDE
     views = np.zeros((len(angles), side, side, 3), np.uint8)
     masks = np.zeros((len(angles), side, side), bool)
-    whole = np.full((height, width), 255, np.uint8)
+    whole = np.full((height, width), 255, np.uint8) if shown is None else shown.astype(np.uint8) * 255
     for view, mask, angle in zip(views, masks, angles):
         cos, sin = np.cos(angle) / zoom, np.sin(angle) / zoom
         # A px of the view, from its middle, to one of the image: pixel centres lie at halves.
@@ -129,17 +129,20 @@ def query_features(model, views, masks, device, autocast):
 class Search:
     """A query against maps: every position and rotation, then the best of them again more finely.
 
-    query: (h, w, 3) uint8 at the maps' resolution. rotations: (K) degrees, as rotations_to_try gives them.
-    scale: the logits' factor on scores (see Calibration), which makes probabilities of them.
+    query: (h, w, 3) uint8 at the maps' resolution. rotations: (K) degrees, as rotations_to_try gives them. scale: the
+    logits' factor on scores (see Calibration), which makes probabilities of them. shown: (h, w) bool, where the query
+    shows something (default: all of it).
     """
 
-    def __init__(self, model, query, rotations, scale, device, autocast):
+    def __init__(self, model, query, rotations, scale, device, autocast, shown=None):
         self.model, self.query, self.rotations = model, query, np.asarray(rotations, float)
+        self.shown = np.ones(query.shape[:2], bool) if shown is None else shown
         self.scale, self.device, self.autocast = scale, device, autocast
         # At many rotations the middle of the query is enough to begin with, at half the resolution.
         self.is_coarse = len(self.rotations) > 1
-        looked_at = _middle(query, COARSE_SIDE) if self.is_coarse else query
-        self.features, self.mask = query_features(model, *turn(looked_at, self.rotations), device, autocast)
+        side = COARSE_SIDE if self.is_coarse else max(query.shape)
+        views = turn(_middle(query, side), self.rotations, shown=_middle(self.shown, side))
+        self.features, self.mask = query_features(model, *views, device, autocast)
         if self.is_coarse:
             self.features, self.mask = _halved(self.features, self.mask)
         self.cell = STRIDE * 2 if self.is_coarse else STRIDE
@@ -207,21 +210,24 @@ class Search:
         """What tells whether the first answer is right: (len(EVIDENCE)) floats. answers: as answers() gives them."""
         best = answers[0]
         lead = self.scale * (best.score - answers[1].score) if len(answers) > 1 else MOST_LEAD
-        agreeing = sum(self._quarters_agree(best))
+        agreeing = 4 * np.mean([*self._quarters_agree(best)] or [0])
         return np.array([min(lead, MOST_LEAD), self.entropy(), agreeing, best.score, np.log(min(self.query.shape[:2])),
                          np.log(len(self.rotations))])
 
     def _quarters_agree(self, answer):
-        """Whether each quarter of the query, looked for alone at the answer's rotation, is found in its place."""
+        """Whether each quarter of the query, looked for alone at the answer's rotation, is found in its place; of those
+        that show enough."""
         map_ = self.maps[answer.part]
         features, mask = (x[0] for x in _halved(map_.features[None], map_.mask[None]))
         height, width = self.query.shape[:2]
         angle = np.deg2rad(answer.rotation)
         for row in (0, 1):
             for column in (0, 1):
-                quarter = self.query[row * (height // 2):(row + 1) * (height // 2),
-                                     column * (width // 2):(column + 1) * (width // 2)]
-                views, masks = turn(quarter, [answer.rotation])
+                quarter = np.s_[row * (height // 2):(row + 1) * (height // 2),
+                                column * (width // 2):(column + 1) * (width // 2)]
+                if self.shown[quarter].mean() < LEAST_SHOWN:
+                    continue
+                views, masks = turn(self.query[quarter], [answer.rotation], shown=self.shown[quarter])
                 alone = _halved(*query_features(self.model, views, masks, self.device, self.autocast))
                 if min(features.shape[-2:]) < alone[0].shape[-1]:
                     yield False
@@ -248,7 +254,8 @@ class Search:
         """How much larger the query shows the ground than its stated resolution says: what the matcher likes best."""
         scores = []
         for zoom in ZOOMS:
-            near, _, _ = self._scores_near(answer, *turn(self.query, [answer.rotation], zoom=1 / zoom))
+            views = turn(self.query, [answer.rotation], zoom=1 / zoom, shown=self.shown)
+            near, _, _ = self._scores_near(answer, *views)
             scores.append(near.max().item())
         best = int(np.clip(np.argmax(scores), 1, len(ZOOMS) - 2))
         return float(ZOOMS[best] + _vertex(*scores[best - 1:best + 2]) * (ZOOMS[1] - ZOOMS[0]))
@@ -267,7 +274,7 @@ class Search:
     def _refine(self, answer, rotations):
         """(the best answer at these rotations within REACH cells, [its rotation])."""
         map_ = self.maps[answer.part]
-        scores, first, size = self._scores_near(answer, *turn(self.query, rotations))
+        scores, first, size = self._scores_near(answer, *turn(self.query, rotations, shown=self.shown))
         k, row, column = np.unravel_index(scores.argmax().item(), scores.shape)
         row_part, column_part, covariance = peak_of(scores[k], row, column, self.scale)
         rotation = float(rotations[k])

@@ -81,8 +81,8 @@ class Opened(NamedTuple):
 def open_bands(file, modality, bands=None, flag=None):
     """Open a raster with the chosen bands alone, and its alpha: as Opened.
 
-    Alpha is a band that the file calls so, or the fourth of bytes, and that is 0 or its largest value but for a
-    hundredth of the pixels. InputError as of open_raster and choose_bands.
+    Alpha is a band that the file calls so, or the fourth of bytes, and that is all or nothing but for a hundredth of
+    the pixels. InputError as of open_raster and choose_bands.
     """
     source = open_raster(file, flag)
     chosen = choose_bands(source, modality, bands)
@@ -97,10 +97,16 @@ def open_bands(file, modality, bands=None, flag=None):
     return Opened(source, chosen, alpha[0] if alpha else None, words)
 
 
+def is_all_or_nothing(alpha):
+    """Whether an array is 0 or the largest value of its type, but for a hundredth."""
+    largest = np.iinfo(alpha.dtype).max if alpha.dtype.kind in "iu" else 1
+    return bool(((alpha == 0) | (alpha == largest)).mean() > 0.99)
+
+
 def _is_binary(source, number):
     scale = max(1, max(source.shape) // 1024)
     values = read_window(source, number, out_shape=(max(1, source.height // scale), max(1, source.width // scale)))
-    return bool(((values == 0) | (values == values.max())).mean() > 0.99)
+    return is_all_or_nothing(values)
 
 
 def palette_of(source):
@@ -181,6 +187,13 @@ class Reader:
             return self
         return replace(self, stretch=measure_stretch(np.concatenate(values, 1), self.modality, self.scale))
 
+    def measured_in(self, bands, shown):
+        """The same with a stretch measured in (C, H, W) numbers, of which `shown` counts, if it has none."""
+        if self.stretch or not self._is_stretched(bands):
+            return self
+        values = bands[:, shown].astype(np.float32)
+        return replace(self, stretch=measure_stretch(values, self.modality, self.scale))
+
     def read(self, file):
         """((H, W, 3) uint8, (H, W) bool: what is shown). InputError where the file cannot be read."""
         bands, shown, _ = self.read_bands(file)
@@ -189,12 +202,11 @@ class Reader:
     def to_bytes(self, bands, shown):
         """(C, H, W) numbers, of which `shown` counts, -> (H, W, 3) uint8."""
         if not self._is_stretched(bands):
-            pixels = bands.transpose(1, 2, 0).astype(np.uint8)
+            pixels = bands.transpose(1, 2, 0)
             return np.repeat(pixels, 3, 2) if len(bands) == 1 else np.ascontiguousarray(pixels)
         if not shown.any():
             return np.zeros((*shown.shape, 3), np.uint8)
-        stretch = self.stretch or measure_stretch(bands[:, shown].astype(np.float32), self.modality, self.scale)
-        return stretch.apply(bands, self.tones)
+        return self.measured_in(bands, shown).stretch.apply(bands, self.tones)
 
     def _is_stretched(self, bands):
         return bands.dtype != np.uint8 or self.scale in ("linear", "power")
@@ -249,7 +261,7 @@ def _decode(file, bands):
     shown = np.ones(array.shape[:2], bool)
     if count in (2, 4):
         alpha = array[..., -1]
-        shown = alpha > 0 if ((alpha == 0) | (alpha == alpha.max())).mean() > 0.99 else shown
+        shown = alpha > 0 if is_all_or_nothing(alpha) else shown
     if bands and max(bands) > count:
         raise InputError(f"{file} has {count} band(s), no band {max(bands)}: mend --bands, or --sar_bands")
     chosen = bands or ((1, 2, 3) if count >= 3 else (1,))

@@ -22,6 +22,7 @@ from queries import cut_turned
 from shared.matcher import STRIDE, Matcher, load_matcher
 from shared.model import PseudoSiamese
 from shared.plumbing.device import autocast
+from shared.raster import Reader
 from tiles import Tiles
 from tools.maps import GeoMap, MapFeatures
 
@@ -78,7 +79,7 @@ def test_coordinates_are_exact_to_half_a_pixel(tmp_path, name):
     image = np.full((200, 160, 3), 40, np.uint8)
     row, column = SQUARE
     image[row - 4:row + 5, column - 4:column + 5] = 250
-    geo = GeoMap(write_map(tmp_path / "map.tif", image, transform, crs), 10.0)
+    geo = GeoMap(write_map(tmp_path / "map.tif", image, transform, crs), 10.0, Reader("opt"))
     seen, shown = geo.read(0, 0, geo.width, geo.height)
     down, across = np.nonzero(seen[..., 0] > 145)
     x, y = geo.to_map(across.mean() + 0.5, down.mean() + 0.5)
@@ -98,7 +99,7 @@ def test_windows_give_what_the_whole_gives(tmp_path, run, monkeypatch):
     image[:, :40] = 0
     file = write_map(tmp_path / "map.tif", image[:, :370], from_origin(LEFT, TOP, 10, 10), nodata=0)
     monkeypatch.setattr("tools.maps.BLOCK", 160)
-    model, geo = load_matcher(run, CPU), GeoMap(file, 10.0)
+    model, geo = load_matcher(run, CPU), GeoMap(file, 10.0, Reader("opt"))
     in_blocks = MapFeatures(geo, model, run / "weights.pt", tmp_path / "kept", CPU, autocast(CPU, "off"))
     window = in_blocks.window(50, 130, 250, 200)
     monkeypatch.setattr("tools.maps.BLOCK", 1024)
@@ -124,7 +125,8 @@ def test_a_planted_query_is_located_and_a_foreign_one_is_not(tmp_path, run):
     assert done.returncode == 0, done.stderr
     with open(out / "answers.csv") as table:
         rows = list(csv.DictReader(table))
-    assert list(rows[0]) == ["query", "rank", "x", "y", "rotation", "scale", "score", "probability", "radius", "status"]
+    assert list(rows[0]) == ["query", "rank", "x", "y", "rotation", "scale", "score", "probability", "radius", "status",
+                             "reason"]
     assert rows[0]["status"] == "located" and float(rows[0]["rotation"]) == 0
     assert math.hypot(float(rows[0]["x"]) - (LEFT + 1700), float(rows[0]["y"]) - (TOP - 2500)) < 5
     assert "from its own georeference" in done.stdout and float(rows[0]["scale"]) == pytest.approx(1, abs=0.03)
@@ -140,7 +142,9 @@ def test_a_planted_query_is_located_and_a_foreign_one_is_not(tmp_path, run):
     assert done.returncode == 0, done.stderr
     with open(out / "answers.csv") as table:
         status = {row["query"]: row["status"] for row in csv.DictReader(table) if row["rank"] == "1"}
-    assert status["away"] in ("not on this map", "ambiguous") and status["water"] != "located"
+    assert status["away"] in ("not on this map", "ambiguous") and status["water"] == "too little texture"
+    assert (out / "away.tif").exists() == (status["away"] == "ambiguous"), "what is written follows the status"
+    assert (out / "away.png").exists() and not (out / "water.tif").exists()
 
 
 def test_a_turned_query_and_a_prior(tmp_path, run):
@@ -191,10 +195,10 @@ def bad_maps(folder):
     image, transform = ground(200), from_origin(LEFT, TOP, 10, 10)
     (folder / "text.tif").write_text("no map")
     return {
-        "text.tif": (folder / "text.tif", "cannot be read as a raster"),
+        "text.tif": (folder / "text.tif", "cannot be opened"),
         "no_crs.tif": (write_map(folder / "no_crs.tif", image, transform, crs=None), "has no CRS"),
-        "one_band.tif": (write_map(folder / "one_band.tif", image[..., 0], transform), "1 band"),
         "nodata.tif": (write_map(folder / "nodata.tif", image * 0, transform, nodata=0), "nothing but nodata"),
+        "coarse.tif": (write_map(folder / "coarse.tif", image, from_origin(LEFT, TOP, 300, 300)), "pixels of 300 m"),
     }
 
 
@@ -204,21 +208,112 @@ def test_what_is_refused(tmp_path, run):
     query = tmp_path / "query.png"
     cv2.imwrite(str(query), image[:80, :80])
     cases = [(file, ["--query", query, "--resolution", "10"], words) for file, words in bad_maps(tmp_path).values()]
-    large = tmp_path / "large.png"
-    cv2.imwrite(str(large), ground(300))
-    cases += [
-        (good, ["--query", query], "give --resolution"),
-        (good, ["--query", large, "--resolution", "10"], "of the map's 200 x 200"),
-        (good, ["--query", tmp_path / "none.png", "--resolution", "10"], "cannot be read"),
-        (good, ["--query", query, "--resolution", "10", "--prior", "0,0", "--radius", "100"], "outside the map"),
-        (good, ["--query", query, "--resolution", "10", "--prior", "here", "--radius", "100"], "give X,Y"),
-        (good, ["--query", query, "--resolution", "10", "--prior", "0,0"], "go together"),
-        (good, ["--query", query, "--resolution", "10", "--check"], "no georeference of its own"),
-    ]
+    cases += [(good, ["--query", query, "--resolution", "10", "--prior", "0,0"], "go together"),
+              (good, ["--query", tmp_path / "*.jp2", "--resolution", "10"], "there is no image")]
     for map_file, flags, words in cases:
         done = locate(run, *flags, map_file=map_file, out=tmp_path / "out")
         assert done.returncode == 2 and words in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
         assert done.stderr.startswith("error: ") and not (tmp_path / "out/answers.csv").exists()
+
+
+def rows_of(out):
+    with open(out / "answers.csv") as table:
+        return list(csv.DictReader(table))
+
+
+def test_a_bad_query_is_a_row_and_the_others_go_on(tmp_path, run):
+    image = ground(200, seed=4)
+    good = write_map(tmp_path / "good.tif", image, from_origin(LEFT, TOP, 10, 10))
+    folder = tmp_path / "queries"
+    folder.mkdir()
+    write_map(folder / "b_fits.tif", image[50:150, 60:160], from_origin(LEFT + 600, TOP - 500, 10, 10))
+    cv2.imwrite(str(folder / "a_no_place.png"), image[:80, :80])
+    write_map(folder / "c_large.tif", ground(240), from_origin(LEFT, TOP, 10, 10))
+    write_map(folder / "d_small.tif", image[:20, :20], from_origin(LEFT, TOP, 10, 10))
+    write_map(folder / "e_coarse.tif", image[:50, :50], from_origin(LEFT, TOP, 35, 35))
+    (folder / "f_text.tif").write_text("no image")
+    (folder / "._b_fits.tif").write_text("no image")
+    done = locate(run, "--query", folder, tmp_path / "none.png", "--check", map_file=good, out=tmp_path / "out")
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 5
+    rows = {row["query"]: row for row in rows_of(tmp_path / "out") if row["rank"] == "1"}
+    reasons = {"a_no_place": "give --resolution", "c_large": "of the map's 200 x 200", "d_small": "at least 32",
+               "f_text": "cannot be opened", "none": "cannot be opened"}
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "b_fits": "located", "e_coarse": "resolution does not fit", **dict.fromkeys(reasons, "error")}
+    assert all(words in rows[name]["reason"] for name, words in reasons.items())
+
+    for flags, words in ((["--prior", "0,0", "--radius", "100"], "outside the map"),
+                         (["--prior", "here", "--radius", "100"], "give X,Y"),
+                         (["--check"], "no georeference of its own"),
+                         (["--prior", "-117.0,34.33", "--radius", "400"], None)):
+        done = locate(run, "--query", folder / "a_no_place.png", "--resolution", "10", *flags, "--fresh", map_file=good,
+                      out=tmp_path / "more")
+        assert done.returncode == (2 if words else 0) and (not words or words in done.stderr), done.stderr
+
+
+def test_no_file_of_the_users_is_written_over(tmp_path, run, monkeypatch):
+    image = ground(200, seed=4)
+    good = write_map(tmp_path / "map.tif", image, from_origin(LEFT, TOP, 10, 10))
+    for name, left in (("one", 20), ("two", 60)):
+        (tmp_path / name).mkdir()
+        write_map(tmp_path / name / "sar.tif", image[40:140, left:left + 100],
+                  from_origin(LEFT + 10 * left, TOP - 400, 10, 10))
+    cv2.imwrite(str(tmp_path / "two/map.png"), image[:90, :90])
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*.*") if file.is_file()}
+    flags = ["--resolution", "10", "--query", tmp_path / "one/sar.tif", tmp_path / "two/sar.tif",
+             tmp_path / "two/map.png"]
+    done = locate(run, *flags, map_file=good, out=tmp_path / "one")
+    assert done.returncode == 0, done.stderr
+    assert all(file.read_bytes() == content for file, content in before.items())
+    rows = {row["query"]: row for row in rows_of(tmp_path / "one") if row["rank"] == "1"}
+    assert list(rows) == ["sar_2", "sar_3", "map"]
+    assert float(rows["sar_2"]["x"]) == pytest.approx(LEFT + 700, abs=5)
+    assert float(rows["sar_3"]["x"]) == pytest.approx(LEFT + 1100, abs=5)
+    assert (tmp_path / "one/sar_2.tif").exists() and (tmp_path / "one/sar_3.tif").exists()
+
+
+def test_the_same_command_goes_on_and_another_is_refused(tmp_path, run):
+    image = ground(200, seed=4)
+    good = write_map(tmp_path / "map.tif", image, from_origin(LEFT, TOP, 10, 10))
+    files = []
+    for number in range(3):
+        left = 20 * number
+        files.append(write_map(tmp_path / f"q{number}.tif", image[40:140, left:left + 100],
+                               from_origin(LEFT + 10 * left, TOP - 400, 10, 10)))
+    out = tmp_path / "out"
+    assert locate(run, "--query", *files, map_file=good, out=out).returncode == 0
+    whole = rows_of(out)
+    journal = (out / "answers.jsonl").read_text().splitlines(keepends=True)
+    # Killed while the third line was written.
+    (out / "answers.jsonl").write_text("".join(journal[:3]) + journal[3][:40])
+    (out / "q0.png").unlink()
+    done = locate(run, "--query", *files, map_file=good, out=out)
+    assert done.returncode == 0 and rows_of(out) == whole
+    assert "q2: " in done.stdout and "q0: " not in done.stdout and not (out / "q0.png").exists(), "only what is left"
+    assert len(json.loads((out / "answers.geojson").read_text())["features"]) >= 9
+    other = locate(run, "--query", *files, "--rotation", "15", map_file=good, out=out)
+    assert other.returncode == 2 and "another command (it differs in rotation)" in other.stderr
+    # A map that was mended is another map: nothing of the old one is used.
+    write_map(good, image, from_origin(LEFT + 3000, TOP, 10, 10))
+    moved = locate(run, "--query", *files, map_file=good, out=out)
+    assert moved.returncode == 2 and "differs in map" in moved.stderr
+    moved = locate(run, "--query", files[0], "--fresh", map_file=good, out=out)
+    assert moved.returncode == 0 and float(rows_of(out)[0]["x"]) == pytest.approx(LEFT + 3500, abs=5)
+
+
+def test_a_collar_of_a_query_is_not_searched_with(tmp_path, run):
+    """The search sees the mask: the same answer as without a collar of a constant, that nothing declares."""
+    image = ground(200, seed=4)
+    good = write_map(tmp_path / "map.tif", image, from_origin(LEFT, TOP, 10, 10))
+    query = image[40:160, 30:150].astype(np.float32)
+    mask = np.add.outer(np.arange(120), np.arange(120)) < 110         # a triangle, as of a turned scene: two fifths
+    query[mask] = -9999
+    write_map(tmp_path / "collar.tif", query, from_origin(LEFT + 300, TOP - 400, 10, 10))
+    done = locate(run, "--query", tmp_path / "collar.tif", "--scale", "db", map_file=good, out=tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    row = rows_of(tmp_path / "out")[0]
+    assert row["status"] == "located"
+    assert math.hypot(float(row["x"]) - (LEFT + 900), float(row["y"]) - (TOP - 1000)) < 10
 
 
 def test_neighbourhoods_come_first_on_a_large_map(tmp_path, run):

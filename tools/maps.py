@@ -1,22 +1,23 @@
-"""A georeferenced map, read in windows: any GeoTIFF, as north-up pixels of the size that the matcher learned from."""
+"""Georeferenced rasters, maps and queries alike, on a north-up grid of ground metres, read in windows."""
 import hashlib
 import json
-import os
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-
-os.environ.setdefault("GDAL_CACHEMAX", "128")          # MiB; by default a twentieth of the memory, whatever the map
 
 import numpy as np
 import rasterio
 import torch
-from pyproj import CRS, Transformer
+from pyproj import CRS, Geod, Proj, Transformer
 from pyproj.aoi import AreaOfInterest
 from pyproj.database import query_utm_crs_info
-from rasterio.enums import Resampling
-from rasterio.errors import RasterioIOError
-from rasterio.transform import from_origin
+from pyproj.exceptions import CRSError
+from rasterio.control import GroundControlPoint
+from rasterio.enums import ColorInterp, Resampling
+from rasterio.errors import RasterioError
+from rasterio.transform import Affine, GCPTransformer, from_origin
 from rasterio.vrt import WarpedVRT
-from rasterio.warp import transform_bounds
+from rasterio.warp import reproject
 from rasterio.windows import Window
 from tqdm import tqdm
 
@@ -24,70 +25,240 @@ from shared.localization import Map, map_features
 from shared.matcher import GRAIN, HALO, STRIDE
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import write_text
+from shared.raster import as_numbers, open_bands, open_raster, palette_of, read_window, reason_of, undeclared_nodata
+from shared.raster import without_specks
 
 BLOCK = 1024                                            # px a side that are read and embedded at once
 IN_MEMORY = 32                                          # blocks of 4 MiB, where they are not kept beside the map
-LEVELS = (2, 98)                                        # percentiles that become black and white, beyond 8 bits
+OVERVIEW = 1000                                         # px a side of what tones and nodata are measured on
+SCALE_ERROR = 0.005                                     # up to which a projection's metres are taken for ground metres
+WIDE = 3.0                                              # degrees on each side of its middle that a UTM zone serves
+EARTH = 6_378_137                                       # metres; no other body's radius is within a hundredth of it
+EDGE = np.linspace(0, 1, 9)                             # where along its edges a raster's outline is looked at
 
+
+# Where a raster lies -----------------------------------------------------------------------------------------------
+
+@dataclass
+class Georeference:
+    """Where a raster of shape (height, width) lies. crs: pyproj's. transform: px to the CRS, or None where there are
+    control points, gcps."""
+    crs: CRS
+    shape: tuple
+    transform: Affine = None
+    gcps: list = None
+
+    def to_crs(self, columns, rows):
+        """(2, N) x and y of px (N) and (N), counted from the upper left corner."""
+        columns, rows = np.asarray(columns, float), np.asarray(rows, float)
+        if self.gcps:
+            with GCPTransformer(self.gcps) as transformer:
+                return np.array(transformer.xy(rows, columns, offset="ul"))
+        return np.array(self.transform * (columns, rows))
+
+    @property
+    def outline(self):
+        """(2, N): x and y in the CRS of points along the edge."""
+        height, width = self.shape
+        along, ends = np.concatenate([EDGE, EDGE]), np.repeat([0.0, 1.0], len(EDGE))
+        return self.to_crs(width * np.concatenate([along, ends]), height * np.concatenate([ends, along]))
+
+    @property
+    def middle(self):
+        """(x, y) in the CRS."""
+        return self.to_crs([self.shape[1] / 2], [self.shape[0] / 2])[:, 0]
+
+    def counted_within(self):
+        """The same, where a longitude passes 180, counted from a meridian in its middle: no projection returns such."""
+        west, east = self.outline[0].min(), self.outline[0].max()
+        if not self.crs.is_geographic or (west >= -180 and east <= 180):
+            return self
+        meridian, ellipsoid = round((west + east) / 2), self.crs.ellipsoid
+        crs = CRS.from_user_input(f"+proj=longlat +a={ellipsoid.semi_major_metre} +rf={ellipsoid.inverse_flattening} "
+                                  f"+pm={meridian} +no_defs")
+        if self.gcps:
+            gcps = [GroundControlPoint(point.row, point.col, point.x - meridian, point.y) for point in self.gcps]
+            return Georeference(crs, self.shape, gcps=gcps)
+        return Georeference(crs, self.shape, Affine.translation(-meridian, 0) * self.transform)
+
+
+def georeference_of(source):
+    """The Georeference of a dataset; None where it has no CRS, or neither a transform nor control points.
+
+    An identity transform is none. InputError where the CRS is of no place on Earth, or the transform has no area.
+    """
+    gcps, gcps_crs = source.gcps
+    if source.crs is not None and not source.transform.is_identity:
+        if source.transform.determinant == 0:
+            raise InputError(f"{source.name} has a transform without area: georeference it anew")
+        return Georeference(_crs_on_earth(source.crs, source.name), source.shape, source.transform).counted_within()
+    if len(gcps) >= 3 and gcps_crs:
+        return Georeference(_crs_on_earth(gcps_crs, source.name), source.shape, gcps=gcps).counted_within()
+    return None
+
+
+def _crs_on_earth(crs, name):
+    try:
+        crs = CRS.from_user_input(crs)
+    except CRSError as error:
+        raise InputError(f"{name} has a CRS that is not understood ({error}): assign another")
+    if crs.ellipsoid is None:
+        raise InputError(f"{name} has a local CRS ({crs.name}), of no known place on Earth: georeference it")
+    if abs(crs.ellipsoid.semi_major_metre / EARTH - 1) > 0.01:
+        raise InputError(f"{name} lies on another body than the Earth ({crs.name})")
+    return crs
+
+
+def ground_crs(place):
+    """The CRS of a grid of ground metres: a Georeference's own, the UTM zone of its middle, or one about its middle.
+
+    Its own where it counts in metres that are the ground's but for SCALE_ERROR; UTM where it is neither wide nor at a
+    pole; else azimuthal equidistant.
+    """
+    to_lonlat = Transformer.from_crs(place.crs, "EPSG:4326", always_xy=True)
+    (longitude, latitude), outline = to_lonlat.transform(*place.middle), np.array(to_lonlat.transform(*place.outline))
+    again = to_lonlat.transform(longitude, latitude, direction="INVERSE")
+    if not np.isfinite([longitude, latitude]).all() or not np.allclose(again, place.middle, rtol=1e-6, atol=1e-6):
+        raise InputError(f"its coordinates are of no place in its CRS ({place.crs.name}): georeference it anew")
+    if place.crs.is_projected and all(axis.unit_conversion_factor == 1 for axis in place.crs.axis_info[:2]):
+        factors = Proj(place.crs).get_factors(*np.column_stack([[longitude, latitude], outline]))
+        scales = np.concatenate([factors.meridional_scale, factors.parallel_scale])
+        if np.abs(scales - 1).max() < SCALE_ERROR:
+            return place.crs
+    across = np.abs((outline[0] - longitude + 180) % 360 - 180).max()
+    zones = query_utm_crs_info("WGS 84", AreaOfInterest(longitude, latitude, longitude, latitude))
+    if across <= WIDE and zones:
+        return CRS.from_epsg(zones[0].code)
+    return CRS.from_user_input(f"+proj=aeqd +lat_0={latitude} +lon_0={longitude} +datum=WGS84 +units=m +no_defs")
+
+
+# On a grid -----------------------------------------------------------------------------------------------------------
 
 class GeoMap:
-    """A map as its file holds it, seen on a north-up grid of `metres` a pixel in `crs`.
+    """A georeferenced raster, map or query, seen on a north-up grid of `metres` ground metres a pixel in `crs`.
 
-    The grid's crs is the map's own where that counts in metres, else the UTM zone of its middle. Positions are (x, y)
-    in px of the grid, from its upper left corner, as in shared/localization.py.
-    Raises InputError where the file is no map: no raster, no CRS, one band, nothing but nodata.
+    reader: by whose bands and tones it is seen. flag: that named the file. crs: of the grid, default ground_crs's.
+    Positions are (x, y) in px of the grid, from its upper left corner, as in shared/localization.py. Opening reads the
+    header alone; tones and nodata are looked at with the first window.
+    Raises InputError where the file cannot be opened or is not georeferenced.
     """
 
-    def __init__(self, file, metres):
-        self.file = Path(file)
+    def __init__(self, file, metres, reader, flag="--map", crs=None):
+        self.file, self.reader, self.metres, self.flag = str(file), reader, metres, flag
+        self.opened = open_bands(file, reader.modality, reader.bands, flag)
+        source = self.opened.source
+        self.place = georeference_of(source)
+        if self.place is None:
+            has_crs = "a CRS, but no transform and no control points" if source.crs else "no CRS"
+            raise InputError(f"{flag} {file} has {has_crs}: georeference it (gdal_translate -a_srs -a_ullr)")
+        self.map_crs = self.place.crs
         try:
-            self.source = rasterio.open(file)
-        except RasterioIOError as error:
-            raise InputError(f"--map {file} cannot be read as a raster ({str(error).splitlines()[0]}): give a GeoTIFF")
-        source = self.source
-        if source.crs is None:
-            raise InputError(f"--map {file} has no CRS: georeference it (gdal_translate -a_srs -a_ullr)")
-        if source.count < 3:
-            raise InputError(f"--map {file} has {source.count} band(s): give an optical map of three, red, green, blue")
-        self.map_crs = CRS.from_user_input(source.crs)
-        self.crs = self.map_crs if _counts_in_metres(self.map_crs) else _utm_of(source)
-        left, bottom, right, top = transform_bounds(source.crs, self.crs, *_bounds(source))
-        self.metres = metres
-        self.width, self.height = (max(1, round(side / metres)) for side in (right - left, top - bottom))
-        self.transform = from_origin(left, top, metres, metres)
-        self.own_metres = (abs(source.transform.determinant) ** 0.5 if self.crs == self.map_crs else
-                           ((right - left) * (top - bottom) / (source.width * source.height)) ** 0.5)
-        has_mask = source.nodata is not None or source.colorinterp[-1].name == "alpha"
-        resampling = Resampling.average if metres > 1.5 * self.own_metres else Resampling.bilinear
-        self.grid = WarpedVRT(source, crs=self.crs, transform=self.transform, width=self.width, height=self.height,
-                              resampling=resampling, add_alpha=not has_mask)
-        self.levels = self._levels()
+            self.crs = crs or ground_crs(self.place)
+        except InputError as error:
+            raise InputError(f"{flag} {file}: {error}")
+        to_grid = Transformer.from_crs(self.place.crs, self.crs, always_xy=True)
+        x, y = np.array(to_grid.transform(*self.place.outline))
+        if not (np.isfinite(x).all() and np.isfinite(y).all()):
+            raise InputError(f"{flag} {file}: its edge is of no place in {self.crs.name}: cut it")
+        self.width, self.height = (max(1, round((side.max() - side.min()) / metres)) for side in (x, y))
+        self.transform = from_origin(x.min(), y.max(), metres, metres)
+        self.own_metres = self._own_metres(to_grid)
+        self.average = metres > 1.5 * self.own_metres
         self._to_map = Transformer.from_crs(self.crs, self.map_crs, always_xy=True)
         self._to_lonlat = Transformer.from_crs(self.crs, "EPSG:4326", always_xy=True)
 
-    def _levels(self):
-        """(low, high) of each of the three bands, that become 0 and 255."""
-        scale = max(1, max(self.width, self.height) // 1000)
-        shape = max(1, self.height // scale), max(1, self.width // scale)
-        image = self.grid.read((1, 2, 3), out_shape=(3, *shape))
-        shown = self.grid.dataset_mask(out_shape=shape) > 0
+    def _own_metres(self, to_grid):
+        """Metres of a pixel of the file in its middle: the root of its area."""
+        row, column = (side / 2 for side in self.place.shape)
+        x, y = to_grid.transform(*self.place.to_crs([column, column + 1, column], [row, row, row + 1]))
+        return abs((x[1] - x[0]) * (y[2] - y[0]) - (x[2] - x[0]) * (y[1] - y[0])) ** 0.5
+
+    @cached_property
+    def look(self):
+        """(the Reader with the raster's own stretch, the number along the border that stands for nodata, or None, words
+        for what was taken). InputError where there is nothing but nodata."""
+        source, numbers, alpha, words = self.opened
+        scale = max(1, max(source.shape) // OVERVIEW)
+        shape = max(1, source.height // scale), max(1, source.width // scale)
+        bands = as_numbers(read_window(source, numbers, out_shape=(len(numbers), *shape)))
+        shown = (source.read_masks(numbers, out_shape=(len(numbers), *shape)) > 0).any(0) & np.isfinite(bands).all(0)
+        nodata = undeclared_nodata(bands) if source.nodata is None else None
+        if nodata is not None:
+            shown &= (bands != nodata).any(0)
+            words += f", {nodata:g} along the border taken for nodata"
+        if alpha:
+            shown &= read_window(source, alpha, out_shape=shape) > 0
         if not shown.any():
-            raise InputError(f"--map {self.file} holds nothing but nodata: give a map that shows something")
-        if image.dtype == np.uint8:
-            return np.zeros(3), np.full(3, 255.0)
-        low, high = np.nanpercentile(image[:, shown].astype(float), LEVELS, axis=1)
-        return low, np.maximum(high, low + 1e-6)
+            raise InputError(f"{self.flag} {self.file} holds nothing but nodata: give one that shows something")
+        return self.reader.measured_in(bands, shown), nodata, words
+
+    @cached_property
+    def _warp(self):
+        """What GDAL's warper takes, whether by a transform or by control points."""
+        source, nodata = self.opened.source, self.look[1]
+        is_float = np.dtype(source.dtypes[0]).kind in "fc"
+        if nodata is None:
+            nodata = source.nodata if source.nodata is not None else np.nan if is_float else None
+        resampling = Resampling.average if self.average else Resampling.bilinear
+        if source.colorinterp[0] == ColorInterp.palette or np.dtype(source.dtypes[0]).kind == "c":
+            resampling = Resampling.nearest             # colours' numbers and phases have no mean
+        # Of bytes one band may well be 0, as in a saturated colour, where 0 is nodata.
+        unified = "PARTIAL" if is_float else "YES"
+        return {"src_crs": self.place.crs.to_wkt(), "src_nodata": nodata, "resampling": resampling,
+                "UNIFIED_SRC_NODATA": unified, **({"src_alpha": self.opened.alpha} if self.opened.alpha else {})}
+
+    @cached_property
+    def _grid(self):
+        dtype = "complex64" if np.dtype(self.opened.source.dtypes[0]).kind == "c" else "float32"
+        return WarpedVRT(self.opened.source, crs=self.crs.to_wkt(), transform=self.transform, width=self.width,
+                         height=self.height, dtype=dtype, nodata=np.nan, src_transform=self.place.transform,
+                         **self._warp)
+
+    @cached_property
+    def _source_bands(self):
+        source, numbers = self.opened.source, self.opened.numbers
+        if np.dtype(source.dtypes[0]).kind == "c":
+            return list(as_numbers(read_window(source, numbers)))
+        return [rasterio.band(source, number) for number in numbers]
+
+    def _read_bands(self, window):
+        """(C, h, w) of a window of the grid, NaN where nothing is shown."""
+        if self.place.transform:
+            return as_numbers(read_window(self._grid, self.opened.numbers, window=window))
+        bands = np.full((len(self.opened.numbers), window.height, window.width), np.nan, np.float32)
+        transform = self.transform * Affine.translation(window.col_off, window.row_off)
+        try:
+            for source_band, band in zip(self._source_bands, bands):
+                reproject(source_band, band, gcps=self.place.gcps, dst_nodata=np.nan, dst_transform=transform,
+                          dst_crs=self.crs.to_wkt(), init_dest_nodata=True, **self._warp)
+        except RasterioError as error:
+            raise InputError(f"{self.flag} {self.file} cannot be read ({reason_of(error)})")
+        return bands
 
     def read(self, left, top, width, height):
-        """((h, w, 3) uint8, (h, w) bool where there is map) of a window of the grid, within it."""
-        window = Window(left, top, width, height)
-        image = self.grid.read((1, 2, 3), window=window).transpose(1, 2, 0)
-        shown = self.grid.dataset_mask(window=window) > 0
-        if image.dtype != np.uint8:
-            low, high = self.levels
-            scaled = (np.nan_to_num(image.astype(float)) - low) / (high - low)
-            image = (255 * scaled).clip(0, 255).astype(np.uint8)
-        return image * shown[..., None], shown
+        """((h, w, 3) uint8, (h, w) bool where there is something) of a window of the grid, within it."""
+        reader, nodata, _ = self.look
+        source = self.opened.source
+        bands = self._read_bands(Window(left, top, width, height))
+        shown = np.isfinite(bands).all(0)
+        if nodata is not None and np.dtype(source.dtypes[0]).kind != "f":
+            specks = ~shown & ~without_specks(~shown)   # true values, within the image
+            bands[:, specks], shown = nodata, shown | specks
+        if source.dtypes[0] == "uint8":
+            bands = np.nan_to_num(bands).round().astype(np.uint8)
+            if source.colorinterp[0] == ColorInterp.palette:
+                bands = palette_of(source)[bands[0]].transpose(2, 0, 1)
+        return reader.to_bytes(bands, shown) * shown[..., None], shown
+
+    @property
+    def identity(self):
+        """What the pixels of the grid depend on, but for the reader's tones: a list for json."""
+        source = self.opened.source
+        with open_raster(self.file, self.flag) as whole:              # with all that it names, the bands not shown, too
+            files = [[name, *_state_of(name)] for name in whole.files]
+        gcps = [[p.row, p.col, p.x, p.y] for p in self.place.gcps or ()]
+        return [files, self.place.crs.to_wkt(), list(self.place.transform or ()), gcps, list(source.shape), source.name,
+                self.crs.to_wkt(), list(self.transform), self.metres, repr(self.look[0]), self.look[1]]
 
     def to_map(self, x, y):
         """Px of the grid -> coordinates in the map's CRS."""
@@ -96,11 +267,24 @@ class GeoMap:
     def to_lonlat(self, x, y):
         return self._to_lonlat.transform(*(self.transform * (x, y)))
 
+    def metres_from_middle(self, longitude, latitude):
+        """Metres over the Earth from the grid's middle to a place."""
+        here = self.to_lonlat(self.width / 2, self.height / 2)
+        return Geod(ellps="WGS84").inv(*here, longitude, latitude)[2]
+
     def from_crs(self, x, y, crs):
         """Coordinates in any CRS -> px of the grid."""
         x, y = Transformer.from_crs(crs, self.crs, always_xy=True).transform(x, y)
         return ~self.transform * (x, y)
 
+
+def _state_of(name):
+    """[size, time] of a file, [] of what is none, as a file within an archive or on a server."""
+    path = Path(name)
+    return [path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else []
+
+
+# Features of a map ---------------------------------------------------------------------------------------------------
 
 class MapFeatures:
     """The matcher's features of a GeoMap, a block at a time, kept beside it where a folder is given.
@@ -111,9 +295,7 @@ class MapFeatures:
     def __init__(self, geo, model, weights, folder, device, autocast):
         self.geo, self.model, self.device, self.autocast = geo, model, device, autocast
         self.rows, self.columns = -(-geo.height // BLOCK), -(-geo.width // BLOCK)
-        status = geo.file.stat()
-        key = json.dumps([str(geo.file.resolve()), status.st_size, status.st_mtime, geo.metres,
-                          hashlib.sha256(Path(weights).read_bytes()).hexdigest()])
+        key = json.dumps([geo.identity, hashlib.sha256(Path(weights).read_bytes()).hexdigest()])
         self.folder = None
         if folder:
             self.folder = Path(folder) / hashlib.sha256(key.encode()).hexdigest()[:16]
@@ -172,26 +354,3 @@ class MapFeatures:
         corners = [(x, y) for y in np.arange(top, bottom, step) for x in np.arange(left, right, step)]
         for x, y in tqdm(corners, desc="map", leave=False, disable=None):
             yield self.window(x, y, min(step + side, right - x) + GRAIN, min(step + side, bottom - y) + GRAIN)
-
-
-def _counts_in_metres(crs):
-    return crs.is_projected and all(axis.unit_conversion_factor == 1 for axis in crs.axis_info[:2])
-
-
-def _utm_of(source):
-    west, south, east, north = transform_bounds(source.crs, "EPSG:4326", *_bounds(source))
-    longitude, latitude = (west + east) / 2, (south + north) / 2
-    area = AreaOfInterest(longitude, latitude, longitude, latitude)
-    zones = query_utm_crs_info(datum_name="WGS 84", area_of_interest=area)
-    if not zones:
-        raise InputError(f"--map lies at {longitude:.2f}, {latitude:.2f}, where there is no UTM zone: give it in a "
-                         "projection that counts in metres")
-    return CRS.from_epsg(zones[0].code)
-
-
-def _bounds(source):
-    """(left, bottom, right, top) of a raster however it is turned."""
-    corners = [source.transform * corner for corner in
-               ((0, 0), (source.width, 0), (0, source.height), (source.width, source.height))]
-    xs, ys = zip(*corners)
-    return min(xs), min(ys), max(xs), max(ys)

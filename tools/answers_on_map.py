@@ -1,0 +1,234 @@
+"""What tools/locate.py writes: a journal of the queries, rows of answers.csv, GeoJSON, the warped query, a picture."""
+import csv
+import glob
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from rasterio.transform import from_origin
+
+from shared.localization import turn
+from shared.plumbing.errors import InputError
+from shared.plumbing.files import append_text, write_bytes, write_text
+from shared.raster import SUFFIXES
+from tools.figures import CYCLE, SAR, panels, png
+
+COLUMNS = ("query", "rank", "x", "y", "rotation", "scale", "score", "probability", "radius", "status", "reason")
+JOURNAL, TABLE, SHAPES = "answers.jsonl", "answers.csv", "answers.geojson"
+MOST_SHOWN, SQUARE = 1200, 32                           # px of the picture of a map, and of the checkerboard's squares
+
+
+def list_queries(given):
+    """The queries of --query, text: files, folders (their rasters), globs, and whatever else GDAL opens; each once."""
+    queries = []
+    for text in given:
+        if Path(text).is_dir():
+            queries += sorted(str(file) for file in Path(text).iterdir()
+                              if file.suffix.lower() in SUFFIXES and not file.name.startswith("."))
+        elif not Path(text).is_file() and any(sign in text for sign in "*?["):
+            queries += sorted(glob.glob(text))
+        else:
+            queries.append(text)
+    if not queries:
+        raise InputError(f"--query {' '.join(given)}: there is no image ({', '.join(SUFFIXES)})")
+    return list(dict.fromkeys(queries))
+
+
+class Journal:
+    """What has been answered, a line for each query as it comes; the same command again goes on behind the last.
+
+    folder: of --out. settings: what answers depend on beside the query, for json. inputs: files that must not be
+    written over. Each line of answers.jsonl is a query's {"query", "state", "name", "rows", "shapes"}; answers.csv
+    grows with it, and close() writes answers.geojson.
+    Raises InputError where the folder's answers are of another command and `fresh` is not given.
+    """
+
+    def __init__(self, folder, settings, inputs, fresh):
+        self.folder, self.inputs, self.lines = folder, {Path(file).resolve() for file in inputs}, {}
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / JOURNAL
+        kept = self._read(file)
+        if fresh:
+            for line in kept[1:]:
+                for suffix in (".tif", ".png"):
+                    (folder / f"{line['name']}{suffix}").unlink(missing_ok=True)
+        elif kept and kept[0] != settings:
+            differing = [name for name in settings if kept[0].get(name) != settings[name]]
+            raise InputError(f"--out {folder} holds answers of another command (it differs in {', '.join(differing)}): "
+                             "give another --out, or --fresh to start over")
+        elif kept:
+            self.lines = {line["query"]: line for line in kept[1:] if line["rows"][0]["status"] != "error"}
+        if not kept and (folder / TABLE).exists():
+            raise InputError(f"--out {folder} holds {TABLE}, but not what was answered ({JOURNAL}): give another --out")
+        write_text(file, "\n".join(json.dumps(line) for line in (settings, *self.lines.values())))
+        self._write_table()
+
+    @staticmethod
+    def _read(file):
+        """The settings and the whole lines; a last one that was not written out is left out."""
+        if not file.is_file():
+            return []
+        lines = []
+        for text in file.read_text().splitlines():
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                break
+        return lines
+
+    def _write_table(self):
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
+        writer.writeheader()
+        for line in self.lines.values():
+            writer.writerows(line["rows"])
+        write_text(self.folder / TABLE, text.getvalue())
+
+    def has(self, query):
+        """Whether a query, as it is now, was answered."""
+        return query in self.lines and self.lines[query]["state"] == state_of(query)
+
+    def name_for(self, query):
+        """A name for a query's files that is neither another query's nor one of a file that is there already."""
+        taken = {line["name"] for other, line in self.lines.items() if other != query}
+        mine = self.lines.get(query, {}).get("name")
+        name, number = Path(query).stem or "query", 1
+        while name in taken or (name != mine and self._is_there(name)):
+            number += 1
+            name = f"{Path(query).stem}_{number}"
+        return name
+
+    def _is_there(self, name):
+        files = [self.folder / f"{name}{suffix}" for suffix in (".tif", ".png")]
+        return any(file.exists() or file.resolve() in self.inputs for file in files)
+
+    def add(self, query, name, rows, shapes=()):
+        """Keep a query's answer."""
+        is_new = query not in self.lines
+        self.lines[query] = {"query": query, "state": state_of(query), "name": name, "rows": rows,
+                             "shapes": list(shapes)}
+        append_text(self.folder / JOURNAL, json.dumps(self.lines[query]) + "\n")
+        if is_new:
+            text = io.StringIO()
+            csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n").writerows(rows)
+            append_text(self.folder / TABLE, text.getvalue())
+        else:
+            self._write_table()
+
+    def close(self):
+        shapes = [shape for line in self.lines.values() for shape in line["shapes"]]
+        write_text(self.folder / SHAPES, json.dumps({"type": "FeatureCollection", "features": shapes}, indent=1))
+
+
+def state_of(query):
+    """[size, time] of a file; None of what is none."""
+    path = Path(query)
+    return [path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else None
+
+
+def describe(name, query, answers, search, status, radius, geo):
+    """Rows of answers.csv, best first; one without a place where there is no answer."""
+    if not answers:
+        return [{"query": name, "rank": 1, "status": status}]
+    rows = []
+    for rank, answer in enumerate(answers, 1):
+        x, y = geo.to_map(answer.x, answer.y)
+        row = {"query": name, "rank": rank, "x": round(x, 7), "y": round(y, 7),
+               "rotation": round(answer.rotation % 360, 2), "score": round(answer.score, 4),
+               "probability": round(answer.probability, 4), "status": status if rank == 1 else "alternative"}
+        if rank == 1:
+            row.update(scale=round(search.zoom_of(answer), 3), radius="" if radius is None else round(radius, 1))
+        rows.append(row)
+    return rows
+
+
+def footprint(query, answer):
+    """The query's corners on the grid, (4, 2) px, upper left first, clockwise as the query has them."""
+    height, width = query.pixels.shape[:2]
+    angle = np.deg2rad(answer.rotation)
+    turned = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    corners = np.array([[-width, -height], [width, -height], [width, height], [-width, height]]) / 2
+    return corners @ turned.T + (answer.x, answer.y)
+
+
+def shapes_of(query, answers, rows, geo):
+    """GeoJSON features (RFC 7946): of each answer its footprint, with the figures as properties, and its centre."""
+    shapes = []
+    for answer, row in zip(answers, rows):
+        # Outer rings go counter-clockwise (section 3.1.6): the corners as they are go clockwise.
+        corners = [list(map(float, geo.to_lonlat(*corner))) for corner in footprint(query, answer)[::-1]]
+        properties = {name: row.get(name) for name in COLUMNS if name not in ("x", "y", "reason")}
+        (xx, xy), (_, yy) = np.array(answer.covariance) * geo.metres ** 2
+        properties["covariance_m2"] = [round(xx, 1), round(-xy, 1), round(yy, 1)]         # east, both, north
+        centre = list(map(float, geo.to_lonlat(answer.x, answer.y)))
+        shapes.append({"type": "Feature", "properties": {**properties, "part": "footprint"},
+                       "geometry": {"type": "Polygon", "coordinates": [[*corners, corners[0]]]}})
+        shapes.append({"type": "Feature", "properties": {**properties, "part": "centre"},
+                       "geometry": {"type": "Point", "coordinates": centre}})
+        if row.get("radius"):
+            ring = [list(map(float, geo.to_lonlat(answer.x + row["radius"] / geo.metres * np.cos(a),
+                                                  answer.y - row["radius"] / geo.metres * np.sin(a))))
+                    for a in np.linspace(0, 2 * np.pi, 48, endpoint=False)]
+            shapes.append({"type": "Feature", "properties": {**properties, "part": "90% radius"},
+                           "geometry": {"type": "Polygon", "coordinates": [[*ring, ring[0]]]}})
+    return shapes
+
+
+def line_of(rows):
+    """What is printed of a query: its first row."""
+    row = rows[0]
+    if "x" not in row:
+        return f"{row['query']}: {row['status']}" + (f", {row['reason']}" if row.get("reason") else "")
+    text = (f"{row['query']}: {row['status']}, x {row['x']}, y {row['y']}, rotation {row['rotation']}°, probability "
+            f"{row['probability']}")
+    return text + (f", 90% within {row['radius']} m" if row["radius"] != "" else "")
+
+
+def warp(query, answer, geo, file):
+    """Write the query, north up on the grid of the map, in the grid's CRS."""
+    views, masks = turn(query.pixels, [answer.rotation], shown=query.shown)
+    side = views.shape[1]
+    left, top = geo.transform * (answer.x - side / 2, answer.y - side / 2)
+    with rasterio.MemoryFile() as memory:
+        with memory.open(driver="GTiff", width=side, height=side, count=4, dtype="uint8", crs=geo.crs.to_wkt(),
+                         transform=from_origin(left, top, geo.metres, geo.metres), compress="deflate") as out:
+            out.write(views[0].transpose(2, 0, 1), (1, 2, 3))
+            out.write(masks[0].astype(np.uint8) * 255, 4)
+            out.colorinterp = [rasterio.enums.ColorInterp[name] for name in ("red", "green", "blue", "alpha")]
+        write_bytes(file, memory.read())
+
+
+def picture(name, query, answers, search, geo, area, status):
+    """PNG: the map about the answers with the heat of the score, footprints of the answer and of the runners-up; and a
+    checkerboard of query and map."""
+    corners = np.concatenate([footprint(query, answer) for answer in answers])
+    reach = max(query.pixels.shape[:2])
+    left, top = np.maximum(corners.min(0) - reach, area[:2]).astype(int)
+    right, bottom = np.minimum(corners.max(0) + reach, area[2:]).astype(int)
+    figure, (wide, near) = panels(2, width=4.5, height=4.5)
+    factor = max(1, max(right - left, bottom - top) // MOST_SHOWN)
+    wide.imshow(geo.read(left, top, right - left, bottom - top)[0][::factor, ::factor],
+                extent=(left, right, bottom, top))
+    heat, extent = search.heat(answers[0])
+    middle = np.median(heat)
+    heat = ((heat - middle) / max(heat.max() - middle, 1e-9)).clip(0, 1)          # the upper half of the scores shows
+    wide.imshow(heat, extent=extent, cmap="inferno", alpha=0.8 * heat)
+    for rank, answer in reversed(list(enumerate(answers))):
+        outline = footprint(query, answer)
+        colour, width = (SAR, 2) if rank == 0 else (CYCLE[5], 1)
+        wide.plot(*np.concatenate([outline, outline[:1]]).T, color=colour, linewidth=width)
+    wide.set(xlim=(left, right), ylim=(bottom, top), title=f"{name}: {status}", xticks=(), yticks=())
+
+    views, masks = turn(query.pixels, [answers[0].rotation], shown=query.shown)
+    side = views.shape[1]
+    x, y = round(answers[0].x - side / 2), round(answers[0].y - side / 2)
+    first_x, first_y = max(0, -x), max(0, -y)
+    last_x, last_y = min(side, geo.width - x), min(side, geo.height - y)
+    ground, _ = geo.read(x + first_x, y + first_y, last_x - first_x, last_y - first_y)
+    view, mask = (part[0, first_y:last_y, first_x:last_x] for part in (views, masks))
+    squares = np.add.outer(np.arange(len(view)) // SQUARE, np.arange(view.shape[1]) // SQUARE) % 2 == 0
+    near.imshow(np.where((squares & mask)[..., None], view, ground))
+    near.set(title="checkerboard of query and map", xticks=(), yticks=())
+    return png(figure)
