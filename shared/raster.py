@@ -213,8 +213,8 @@ class Reader:
 
     def read_bands(self, file):
         """((C, H, W) uint8 or float32, (H, W) bool shown, words for what was taken): one band, or red, green, blue."""
-        read = _decode if Path(file).suffix.lower() in PLAIN else self._read_raster
-        bands, shown, words = read(file, self.bands)
+        is_plain = Path(file).suffix.lower() in PLAIN
+        bands, shown, words = _decode(Path(file), self.bands) if is_plain else self._read_raster(file, self.bands)
         nodata = undeclared_nodata(bands)
         if nodata is not None:
             shown &= ~without_specks((bands == nodata).all(0))

@@ -9,6 +9,8 @@ from PIL import Image
 
 from conftest import ROOT, script
 from shared.dataset import load_splits
+from test_dataset import make_data
+from test_raster import write
 from tools.check_data import SHIFT, fit_of_pair
 
 
@@ -265,3 +267,27 @@ def test_leaving_out_once_more_keeps_what_was_left_out(data, tmp_path):
     check(data, tmp_path / "out", "--leave_out")
     train, = load_splits(data, ("train",), 16, 2)
     assert {"0001", "0002"} & set(train.names) == set() and len(train) == 22
+
+
+def test_other_peoples_files_are_told_as_they_would_be_read(tmp_path):
+    data = make_data(tmp_path / "d", train=6, test=6, size=48)
+    random = np.random.default_rng(3)
+    for number, file in enumerate(sorted((data / "train/opt").iterdir())):
+        write(file.with_suffix(".tif"), random.integers(1, 3000, (5, 48, 48)).astype(np.uint16))
+        file.unlink()
+    for number, file in enumerate(sorted((data / "train/sar").iterdir())):
+        bands = random.normal(-12, 3, (2, 48, 48)).astype(np.float32)
+        bands[:, :16] = np.nan if number == 0 else bands[:, :16]
+        bands[:, :, :12] = -9999 if number == 1 else bands[:, :, :12]
+        write(file.with_suffix(".tif"), bands, descriptions=("VH", "VV"))
+        file.unlink()
+    (data / "train/opt/._p00.tif").write_text("left by another system")
+    (data / "test/sar/p00.png").unlink()
+    (data / "test/sar/p00.tif").write_text("no image")
+    done = script("tools/check_data.py", data, "--out", tmp_path / "out", "--bands", "4,3,2")
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "out/report.txt").read_text()
+    assert "bands 4, 3, 2 of 5, uint16: 6 images" in text and "band 2 of 2, float32: 5 images" in text
+    assert "-9999 along the border taken for nodata: 1 images" in text
+    assert "images that are not shown whole: 2" in text and "train sar p00: 33% shows nothing" in text
+    assert "p00.tif cannot be opened" in text and "._p00" not in text

@@ -52,8 +52,6 @@ def test_no_line_of_a_shell_script_is_over_120():
 
 @pytest.mark.parametrize("file", SCRIPTS)
 def test_every_script_says_what_it_takes(file):
-    if file == "data/SN6align200/prepare.py":
-        pytest.importorskip("rasterio", reason="requirements-optional.txt is not installed")
     done = script(file, "--help")
     assert done.returncode == 0 and "usage: " in done.stdout, done.stderr
 

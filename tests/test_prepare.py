@@ -28,7 +28,6 @@ def pixels(file):
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
-    pytest.importorskip("rasterio", reason="requirements-optional.txt is not installed")
     folder = tmp_path_factory.mktemp("sn6") / "AOI_11_Rotterdam"
     return folder, write_archive(folder, tile=90, across=4, down=3, strips=3, nan_border=11)
 
@@ -165,7 +164,6 @@ def test_orientation_keeps_strips_imaged_from_one_side(archive, tmp_path):
 
 
 def test_rectangles_cover_each_cell_once_the_largest_first():
-    pytest.importorskip("rasterio", reason="requirements-optional.txt is not installed")
     rectangles = runpy.run_path(str(ROOT / SN6))["rectangles"]
     cells = {(x, y) for x in range(3) for y in range(2)} | {(0, 2), (7, 7)}
     assert rectangles(cells) == [(0, 0, 3, 2), (0, 2, 1, 1), (7, 7, 1, 1)]
@@ -294,8 +292,6 @@ def test_sentinel_faults_are_all_named(sentinel, tmp_path):
 def test_real_downloads_become_a_folder_to_train_on(tmp_path, name, prepare, flags):
     if not (REAL / name).is_dir():
         pytest.skip(f"no real download: {REAL / name} is absent")
-    if prepare == SN6:
-        pytest.importorskip("rasterio", reason="requirements-optional.txt is not installed")
     done = script(prepare, REAL / name, tmp_path / "out", *flags)
     assert done.returncode == 0, done.stderr
     trained = script(

@@ -37,89 +37,90 @@ def list_queries(given):
 
 
 class Journal:
-    """What has been answered, a line for each query as it comes; the same command again goes on behind the last.
+    """What has been answered, as it comes; the same command again goes on behind the last.
 
     folder: of --out. settings: what answers depend on beside the query, for json. inputs: files that must not be
-    written over. Each line of answers.jsonl is a query's {"query", "state", "name", "rows", "shapes"}; answers.csv
-    grows with it, and close() writes answers.geojson.
+    written over. answers.jsonl holds the settings, then of each query a line {"query", "name"} when it is begun and one
+    {"query", "name", "state", "rows", "shapes"} when it is answered; answers.csv grows with it, and close() writes
+    answers.geojson.
     Raises InputError where the folder's answers are of another command and `fresh` is not given.
     """
 
     def __init__(self, folder, settings, inputs, fresh):
-        self.folder, self.inputs, self.lines = folder, {Path(file).resolve() for file in inputs}, {}
+        self.folder, self.inputs = folder, {Path(file).resolve() for file in inputs}
         folder.mkdir(parents=True, exist_ok=True)
-        file = folder / JOURNAL
-        kept = self._read(file)
+        kept = self._read()
+        if not kept and (folder / TABLE).exists():
+            raise InputError(f"--out {folder} holds {TABLE}, but not what was answered ({JOURNAL}): give another --out")
         if fresh:
-            for line in kept[1:]:
+            for name in {line["name"] for line in kept[1:]}:
                 for suffix in (".tif", ".png"):
-                    (folder / f"{line['name']}{suffix}").unlink(missing_ok=True)
+                    (folder / f"{name}{suffix}").unlink(missing_ok=True)
+            kept = []
         elif kept and kept[0] != settings:
             differing = [name for name in settings if kept[0].get(name) != settings[name]]
             raise InputError(f"--out {folder} holds answers of another command (it differs in {', '.join(differing)}): "
                              "give another --out, or --fresh to start over")
-        elif kept:
-            self.lines = {line["query"]: line for line in kept[1:] if line["rows"][0]["status"] != "error"}
-        if not kept and (folder / TABLE).exists():
-            raise InputError(f"--out {folder} holds {TABLE}, but not what was answered ({JOURNAL}): give another --out")
-        write_text(file, "\n".join(json.dumps(line) for line in (settings, *self.lines.values())))
-        self._write_table()
+        self.names = {line["query"]: line["name"] for line in kept[1:]}
+        self.answers = {line["query"]: line for line in kept[1:]
+                        if "rows" in line and line["rows"][0]["status"] != "error"}
+        begun = [{"query": query, "name": name} for query, name in self.names.items()]
+        write_text(folder / JOURNAL, "\n".join(json.dumps(line) for line in (settings, *begun, *self.answers.values())))
+        write_text(folder / TABLE, _as_csv([COLUMNS, *(row for line in self.answers.values() for row in line["rows"])]))
 
-    @staticmethod
-    def _read(file):
-        """The settings and the whole lines; a last one that was not written out is left out."""
-        if not file.is_file():
-            return []
-        lines = []
-        for text in file.read_text().splitlines():
+    def _read(self):
+        """The settings and the whole lines; a last one that was not written to its end is left out."""
+        file, lines = self.folder / JOURNAL, []
+        for text in file.read_text().splitlines() if file.is_file() else ():
             try:
                 lines.append(json.loads(text))
             except ValueError:
                 break
         return lines
 
-    def _write_table(self):
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
-        writer.writeheader()
-        for line in self.lines.values():
-            writer.writerows(line["rows"])
-        write_text(self.folder / TABLE, text.getvalue())
-
     def has(self, query):
         """Whether a query, as it is now, was answered."""
-        return query in self.lines and self.lines[query]["state"] == state_of(query)
+        return query in self.answers and self.answers[query]["state"] == state_of(query)
 
-    def name_for(self, query):
-        """A name for a query's files that is neither another query's nor one of a file that is there already."""
-        taken = {line["name"] for other, line in self.lines.items() if other != query}
-        mine = self.lines.get(query, {}).get("name")
-        name, number = Path(query).stem or "query", 1
-        while name in taken or (name != mine and self._is_there(name)):
+    def begin(self, query):
+        """A name for the query's files: neither another query's, nor one of a file that was there already."""
+        name, number = self.names.get(query) or Path(query).stem or "query", 1
+        while query not in self.names and (name in self.names.values() or self._is_there(name)):
             number += 1
             name = f"{Path(query).stem}_{number}"
+        if query not in self.names:
+            append_text(self.folder / JOURNAL, json.dumps({"query": query, "name": name}) + "\n")
+            self.names[query] = name
         return name
 
     def _is_there(self, name):
         files = [self.folder / f"{name}{suffix}" for suffix in (".tif", ".png")]
         return any(file.exists() or file.resolve() in self.inputs for file in files)
 
-    def add(self, query, name, rows, shapes=()):
+    def add(self, query, rows, shapes=()):
         """Keep a query's answer."""
-        is_new = query not in self.lines
-        self.lines[query] = {"query": query, "state": state_of(query), "name": name, "rows": rows,
-                             "shapes": list(shapes)}
-        append_text(self.folder / JOURNAL, json.dumps(self.lines[query]) + "\n")
-        if is_new:
-            text = io.StringIO()
-            csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n").writerows(rows)
-            append_text(self.folder / TABLE, text.getvalue())
+        line = {"query": query, "name": self.names[query], "state": state_of(query), "rows": rows, "shapes": [*shapes]}
+        is_renewed = query in self.answers
+        self.answers[query] = line
+        append_text(self.folder / JOURNAL, json.dumps(line) + "\n")
+        if is_renewed:                                  # a query that has changed since
+            every = [row for each in self.answers.values() for row in each["rows"]]
+            write_text(self.folder / TABLE, _as_csv([COLUMNS, *every]))
         else:
-            self._write_table()
+            append_text(self.folder / TABLE, _as_csv(rows))
 
     def close(self):
-        shapes = [shape for line in self.lines.values() for shape in line["shapes"]]
+        shapes = [shape for line in self.answers.values() for shape in line["shapes"]]
         write_text(self.folder / SHAPES, json.dumps({"type": "FeatureCollection", "features": shapes}, indent=1))
+
+
+def _as_csv(rows):
+    """Rows of answers.csv as text; a sequence stands for the names of its columns."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
+    for row in rows:
+        writer.writerow(row if isinstance(row, dict) else dict(zip(COLUMNS, row)))
+    return text.getvalue()
 
 
 def state_of(query):

@@ -3,7 +3,8 @@
     python tools/check_data.py DATA                 prints, and writes report.txt and contact.png to results/check_NAME/
     python tools/check_data.py DATA --leave_out     also writes DATA/leave_out.csv, which the dataset honours
 
-Counts and values, missing partners, unreadable files, repetitions, alignment, and a contact sheet. Exits 1 where a test
+Counts and values, how files are read (docs/data.md) and what of them shows nothing, missing partners, unreadable files,
+repetitions, alignment, and a contact sheet. --bands, --sar_bands and --scale as in every script. Exits 1 where a test
 place is in training, which would make every result untrue, 2 where there is nothing to look at, else 0.
 
 Repetitions: equal pixels are found by a hash. Near-identical images: the magnitudes of the low spatial frequencies
@@ -17,7 +18,7 @@ and high enough above no shift.
 import argparse
 import hashlib
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,9 +32,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's
 
 from shared import options
 from shared.dataset import resize
-from shared.layouts import find_data, list_split, read_image, read_leave_out, read_pairs_csv
+from shared.layouts import TensorRow, find_data, list_split, read_image, read_leave_out, read_pairs_csv
 from shared.plumbing.errors import InputError, run_script, several
 from shared.plumbing.files import read_rows, write_rows, write_text
+from shared.reading import readers_of
+from shared.tones import evenly
 
 SPLITS, MODALITIES = ("train", "test"), ("opt", "sar")
 SMALL = 100                                             # px at which repetitions are looked for
@@ -181,12 +184,12 @@ def fit_of_pair(opt, sar):
     return cv2.matchTemplate(edges[1], edges[0][SHIFT:-SHIFT, SHIFT:-SHIFT], cv2.TM_CCOEFF_NORMED)
 
 
-def alignment(listings, pairs, report):
+def alignment(listings, pairs, readers, report):
     """Print how well a sample of pairs is aligned, and the pairs that fit better elsewhere."""
     shifts, elsewhere = [], []
     for split, name in tqdm(pairs, desc="alignment", disable=None):
         place, image = listings[split].sar[name]
-        fits = fit_of_pair(read_image(listings[split].opt[place]), read_image(image))
+        fits = fit_of_pair(read_image(listings[split].opt[place], readers["opt"]), read_image(image, readers["sar"]))
         row, column = np.unravel_index(fits.argmax(), fits.shape)
         shift = column - SHIFT, row - SHIFT
         here = fits[SHIFT - 1:SHIFT + 2, SHIFT - 1:SHIFT + 2].max()
@@ -205,7 +208,7 @@ def alignment(listings, pairs, report):
     report.listing("pairs that fit better elsewhere", elsewhere)
 
 
-def contact_sheet(listings, pairs, file, columns=4, side=150):
+def contact_sheet(listings, pairs, readers, file, columns=4, side=150):
     """One PNG of pairs, optical beside SAR, names below."""
     width, height, font = 2 * side + 16, side + 24, ImageFont.load_default(size=13)
     sheet = Image.new("RGB", (columns * width, -(-len(pairs) // columns) * height), "white")
@@ -213,9 +216,9 @@ def contact_sheet(listings, pairs, file, columns=4, side=150):
     for i, (split, name) in enumerate(pairs):
         place, image = listings[split].sar[name]
         x, y = i % columns * width + 8, i // columns * height + 2
-        for k, shown in enumerate((listings[split].opt[place], image)):
-            thumbnail = Image.fromarray(read_image(shown)).resize((side, side), Image.Resampling.LANCZOS)
-            sheet.paste(thumbnail, (x + k * side, y))
+        for k, (modality, shown) in enumerate((("opt", listings[split].opt[place]), ("sar", image))):
+            thumbnail = Image.fromarray(read_image(shown, readers[modality]))
+            sheet.paste(thumbnail.resize((side, side), Image.Resampling.LANCZOS), (x + k * side, y))
         draw.text((x, y + side + 2), f"{split} {name}", fill="black", font=font)
     sheet.save(file)
 
@@ -226,16 +229,19 @@ def contact_sheet(listings, pairs, file, columns=4, side=150):
 class Seen:
     """What reading every image once has shown.
 
-    listings: split -> Listing, less what leave_out.csv leaves out. rows: (split, name) -> of pairs.csv. amiss: of
-    folders and files, as sentences. leave_out: (split, name) -> the first reason to leave it out. keys, small, hashes:
-    modality -> of each readable image its (split, name), its grey thumbnail, and a hash of its pixels.
+    readers: modality -> Reader. listings: split -> Listing, less what leave_out.csv leaves out. rows: (split, name) ->
+    of pairs.csv. amiss: of folders and files, as sentences. leave_out: (split, name) -> the first reason to leave it
+    out. keys, small, hashes: modality -> of each readable image its (split, name), its grey thumbnail, and a hash of
+    its pixels.
     """
+    readers: dict
     listings: dict = field(default_factory=dict)
     rows: dict = field(default_factory=dict)
     amiss: list = field(default_factory=list)
     partnerless: list = field(default_factory=list)
     unreadable: list = field(default_factory=list)
     sizes_differ: list = field(default_factory=list)
+    partly_shown: list = field(default_factory=list)
     leave_out: dict = field(default_factory=dict)
     keys: dict = field(default_factory=lambda: {modality: [] for modality in MODALITIES})
     small: dict = field(default_factory=lambda: {modality: [] for modality in MODALITIES})
@@ -245,9 +251,9 @@ class Seen:
         self.leave_out.setdefault((split, name), reason)
 
 
-def list_splits(root, report):
+def list_splits(root, readers, report):
     """The listings of both splits, what pairs.csv says of their places, and which images lack a partner."""
-    seen = Seen()
+    seen = Seen(readers)
     for split in SPLITS:
         excluded = read_leave_out(root, split)
         listing = list_split(root, split, seen.amiss).without(excluded)
@@ -268,17 +274,31 @@ def list_splits(root, report):
     return seen
 
 
-def read_all(listing, split, workers):
-    """Decode every image of a split once. Yields (modality, name, place, image, or the InputError that it is none)."""
+def images_of(listing, modality):
+    """The images of a Listing."""
+    return list(listing.opt.values()) if modality == "opt" else [image for _, image in listing.sar.values()]
+
+
+def read_all(listing, split, readers, workers):
+    """Decode every image of a split once.
+
+    Yields (modality, name, place, image, or the InputError that it is none, words for what was taken, share shown).
+    """
     jobs = [("opt", name, name, image) for name, image in sorted(listing.opt.items())]
     jobs += [("sar", name, place, image) for name, (place, image) in sorted(listing.sar.items())]
 
     def read(job):
         modality, name, place, image = job
+        if isinstance(image, TensorRow):
+            return modality, name, place, image.read(), "a tensor", 1.0
         try:
-            return modality, name, place, read_image(image)
+            bands, shown, words = readers[modality].read_bands(image)
         except InputError as error:
-            return modality, name, place, error
+            return modality, name, place, error, "", 0.0
+        pixels = readers[modality].to_bytes(bands, shown)
+        if pixels.shape[0] != pixels.shape[1]:
+            pixels = InputError(f"{image}: {pixels.shape[1]} x {pixels.shape[0]} px; crop it to a square")
+        return modality, name, place, pixels, words, float(shown.mean())
 
     with ThreadPoolExecutor(workers) as pool:
         # In portions, so that no more than these are held decoded.
@@ -289,7 +309,11 @@ def read_all(listing, split, workers):
 def look_at_images(seen, split, report, workers):
     """Read a split; print its counts and values, and keep of each image what repetitions are found by."""
     listing, values, size_of_place = seen.listings[split], {modality: Values() for modality in MODALITIES}, {}
-    for modality, name, place, image in read_all(listing, split, workers):
+    taken = {modality: Counter() for modality in MODALITIES}
+    for modality, name, place, image, words, shown in read_all(listing, split, seen.readers, workers):
+        taken[modality][words] += 1
+        if shown < 1 and not isinstance(image, InputError):
+            seen.partly_shown.append(f"{split} {modality} {name}: {100 * (1 - shown):.0f}% shows nothing")
         if isinstance(image, InputError):
             seen.unreadable.append(str(image))
             seen.leave_out_for(split, name, "unreadable")
@@ -306,6 +330,8 @@ def look_at_images(seen, split, report, workers):
     for modality in MODALITIES:
         if values[modality].sides:
             report(f"  {modality}: {values[modality].describe()}")
+            report.listing(f"  {modality}, read as", [f"{words}: {count} images" for words, count in
+                                                      taken[modality].most_common() if words], most=5)
 
 
 class Values:
@@ -347,7 +373,7 @@ def look_for_repetitions(seen, modality, report):
         return split, name if modality == "opt" else listings[split].sar[name][0]
 
     pairs = repetitions(keys, np.array(seen.small[modality]), seen.hashes[modality],
-                        lambda key: read_image(image_of(key)))
+                        lambda key: read_image(image_of(key), seen.readers[modality]))
     # Strips of one place are meant to be alike.
     pairs = [(a, b, how) for a, b, how in pairs if place_of(a) != place_of(b)]
     within = [f"{' '.join(a)} and {' '.join(b)}: {how}" for a, b, how in pairs if a[0] == b[0]]
@@ -384,12 +410,6 @@ def whole_pairs(seen):
             if ("sar", split, name) in readable and ("opt", split, place) in readable]
 
 
-def evenly(items, count):
-    """At most so many of them, evenly spread."""
-    chosen = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
-    return [items[i] for i in np.unique(chosen)]
-
-
 def write_leave_out(root, seen, report):
     """Add to DATA/leave_out.csv what is to be left out, behind what it leaves out already."""
     file = root / "leave_out.csv"
@@ -409,7 +429,7 @@ def verdict(seen, leaks):
     return "no test place was found in training"
 
 
-def main():
+def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="the data set's folder, in any layout")
     parser.add_argument("--out", type=Path, help="default: results/check_NAME")
@@ -419,11 +439,18 @@ def main():
                         help="side of a crop in metres, where pairs.csv has no column size_m")
     parser.add_argument("--sample", type=options.positive, default=200, help="pairs whose alignment is measured")
     parser.add_argument("--workers", type=options.positive, default=2)
-    args = parser.parse_args()
+    options.add_reading(parser)
+    return parser.parse_args()
+
+
+def check(args):
     root, report = find_data(args.data), Report()
     report(f"{root}")
 
-    seen = list_splits(root, report)
+    seen = list_splits(root, readers_of(args), report)
+    for modality in MODALITIES:                         # numbers beyond bytes are stretched alike in both splits
+        images = [image for listing in seen.listings.values() for image in images_of(listing, modality)]
+        seen.readers[modality] = seen.readers[modality].measured_on(images)
     for split in SPLITS:
         look_at_images(seen, split, report, args.workers)
     if not any(seen.keys.values()):
@@ -433,6 +460,7 @@ def main():
     report.listing("missing partners", seen.partnerless)
     report.listing("unreadable files", seen.unreadable, most=len(seen.unreadable))
     report.listing("pairs of different size", seen.sizes_differ)
+    report.listing("images that are not shown whole", seen.partly_shown)
 
     leaks = [pair for modality in MODALITIES for pair in look_for_repetitions(seen, modality, report)]
     leaks += look_for_overlaps(seen, args.size_m, report)
@@ -441,8 +469,8 @@ def main():
     out.mkdir(parents=True, exist_ok=True)
     pairs = whole_pairs(seen)
     if pairs:
-        alignment(seen.listings, evenly(pairs, args.sample), report)
-        contact_sheet(seen.listings, evenly(pairs, 24), out / "contact.png")
+        alignment(seen.listings, evenly(pairs, args.sample), seen.readers, report)
+        contact_sheet(seen.listings, evenly(pairs, 24), seen.readers, out / "contact.png")
         report(f"contact sheet: {out / 'contact.png'}")
     if args.leave_out and seen.leave_out:
         write_leave_out(root, seen, report)
@@ -452,4 +480,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(check, arguments)

@@ -171,7 +171,7 @@ def locate(args):
     for file in files:
         if journal.has(file):
             continue
-        name = journal.name_for(file)
+        name = journal.begin(file)
         try:
             query = Query(file, args.resolution, geo, readers["sar"])
             area = area_of(query, args.prior, args.radius, geo)
@@ -181,7 +181,7 @@ def locate(args):
             rows, shapes = [{"query": name, "rank": 1, "status": "error", "reason": str(error)}], []
             failed += 1
             print(f"error: {error}", file=sys.stderr)
-        journal.add(file, name, rows, shapes)
+        journal.add(file, rows, shapes)
     journal.close()
     print(f"{args.out}/answers.csv, answers.geojson, and a picture of each query, a GeoTIFF of each with a place")
     if failed:

@@ -6,7 +6,6 @@ SOURCE holds PS-RGB/, SAR-Intensity/ and SummaryData/SAR_orientations.txt (or is
 of one grid over the whole area, so that the same place in two strips has the same name. SAR becomes HH, VV, VH as R, G,
 B, each scaled from its 1st to its 99th percentile over the whole set. Two passes: a survey of every tile (kept in
 OUT/survey.json), then the crops; images that are there are not made again, so that an interrupted run goes on.
-Needs rasterio (requirements-optional.txt).
 """
 import argparse
 import json
@@ -20,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import rasterio
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository's root, where shared/ is
@@ -28,11 +28,6 @@ from shared.plumbing.errors import InputError, run_script, several
 from shared.plumbing.files import write_text
 from data.output import open_output, write_pairs_csv, write_png
 from data.split import split_by_blocks
-
-try:
-    import rasterio
-except ImportError:
-    sys.exit("rasterio is needed to read GeoTIFF: pip install -r requirements-optional.txt")
 
 NAME = re.compile(r"_PS-RGB_(?P<strip>\d{14}_\d{14})_tile_(?P<tile>\d+)\.tif$")
 BANDS = {"HH": 1, "VV": 4, "VH": 3}                     # the archive's order is HH, HV, VH, VV
