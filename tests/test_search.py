@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import write_tensors
 from tools import search_picture
 from tools.bench import load_script
+from without_training import ways_taken
 
 SEARCH, TEST = load_script(ROOT / "tools/search.py"), load_script(ROOT / "code/test.py")
 SIZE, PLACES = 16, 12
@@ -182,9 +184,26 @@ def test_query_and_gallery_are_embedded_as_the_same_views(data, run, kept, searc
 def test_embeddings_of_an_adapted_network_are_not_the_run_s(data, run, tmp_path, refused):
     vectors = {feature: torch.eye(PLACES, 32) for feature in FEATURES}
     rows = [{"name": file.stem, "file": str(file)} for file in sorted((data / "test/opt").iterdir())]
-    source = embeddings.made_by(run, tta="none", whiten=True)
+    assert ways_taken(Namespace(batchnorm="source", whiten=False, querybank=False)) == {}
+    ways = ways_taken(Namespace(batchnorm="target", whiten=True, querybank=False))
+    source = embeddings.made_by(run, tta="none", **ways)
     embeddings.save_embeddings(tmp_path / "map", "opt", [vectors], rows, source)
-    refused("--whiten True there, not given here", "--gallery", tmp_path / "map", "--query", data / "test/sar")
+    refused("--batchnorm target there, not given here; --whiten True there, not given here", "--gallery",
+            tmp_path / "map", "--query", data / "test/sar")
+
+
+def test_embeddings_of_tensor_files_know_them(tmp_path, search, refused):
+    images = torch.randint(256, (4, SIZE, SIZE, 3), dtype=torch.uint8)
+    (tmp_path / "tensors").mkdir()
+    for modality in ("opt", "sar"):
+        torch.save(images, tmp_path / f"tensors/{modality}_ori_test.pt")
+    run = make_run(tmp_path / "of_tensors", tmp_path / "tensors")
+    Image.fromarray(images[2].numpy()).save(tmp_path / "sar.png")
+    search("--save_embeddings", run=run, script=TEST, main="test")
+    ask = ["--gallery", run / "embeddings", "--query", tmp_path / "sar.png"]
+    assert answers(search(*ask, run=run))[0] == ("1.0000", "000002")
+    torch.save(images.flip(0), tmp_path / "tensors/opt_ori_test.pt")
+    refused("images that have changed since", *ask, run=run)
 
 
 def cut_csv(kept, data):
@@ -314,12 +333,13 @@ def test_a_picture_of_many_queries_stays_small_and_says_so(data, search, tmp_pat
     assert Image.open(tmp_path / "run/search.png").size == (4 * 168, 24 + 4 * 200)
     drawn = []
 
-    def decode(files, side):
-        drawn.append(files[0].stem)
+    def decode(files, modality, side):
+        drawn.extend(file.stem for file in files)
         return torch.zeros(len(files), side, side, 3, dtype=torch.uint8)
 
     queries, found = sorted((data / "test/sar").iterdir()), [[(1, 0, 1.0)]] * PLACES
-    search_picture.draw(queries, found, [{"name": "a"}], decode)
+    sheet = search_picture.draw(queries, found, [{"name": "caf\udce9"}], decode)
+    assert sheet.getpixel((168 + 4, 24 + 4)) == (128, 128, 128), "where the answer's image is not known, a frame"
     assert drawn == ["0000", "0003", "0007", "0011"]
 
 
@@ -329,9 +349,9 @@ def test_images_are_decoded_a_portion_at_a_time(data, search, monkeypatch):
     portions = []
     decode_images = SEARCH.decode_images
 
-    def recorded(files, img_size, workers):
+    def recorded(files, *arguments):
         portions.append(len(files))
-        return decode_images(files, img_size, workers)
+        return decode_images(files, *arguments)
 
     monkeypatch.setattr(SEARCH, "decode_images", recorded)
     monkeypatch.setattr(SEARCH, "IMAGES_AT_ONCE", 5)

@@ -46,31 +46,30 @@ class Embedder:
     def __init__(self, run, device, amp, tta, workers):
         self.model, self.img_size = load_model(run, device)
         self.source = made_by(run, tta=tta)
-        self.decode = partial(decode_images, workers=workers)         # whatever is decoded here
+        self.workers = workers
         self.embed = partial(embed, self.model, device=device, autocast=autocast(device, amp), tta=tta)
 
-    def check(self, files, problems):
-        """Decode every file once, before an hour of embedding can end at a bad one.
+    def decode(self, files, modality, size):
+        """(n, size, size, 3) uint8 of `opt` or `sar` images: all that is decoded here."""
+        return decode_images(files, size, self.workers)
 
-        InputError names the bad ones, and what is in `problems` already.
-        """
-        for portion in tqdm(portions_of(files), desc="check", leave=False, disable=None):
+    def check(self, files, modality, problems):
+        """Decode every file once, before an hour of embedding can end at a bad one; what is wrong goes to problems."""
+        for portion in tqdm(portions_of(files), desc=f"check {modality}", leave=False, disable=None):
             try:
-                self.decode(portion, self.img_size)
+                self.decode(portion, modality, self.img_size)
             except InputError as error:
                 problems.extend(error.problems)
-        if problems:
-            raise several(f"{len(problems)} image(s) cannot be used:", problems)
 
     def portions(self, files, modality):
         """Yield {"FC": (n, D), "POOL5": (n, C)}, as embed gives them. The next images are decoded meanwhile."""
         portions = portions_of(files)
         with ThreadPoolExecutor(1) as ahead:
-            coming = ahead.submit(self.decode, portions[0], self.img_size)
+            coming = ahead.submit(self.decode, portions[0], modality, self.img_size)
             for i, portion in enumerate(tqdm(portions, desc=f"embed {modality}", leave=False, disable=None), 1):
                 images = coming.result()
                 if i < len(portions):
-                    coming = ahead.submit(self.decode, portions[i], self.img_size)
+                    coming = ahead.submit(self.decode, portions[i], modality, self.img_size)
                 embeddings = self.embed(images, modality)
                 for feature, vectors in embeddings.items():
                     bad = rows_not_finite(vectors)
@@ -112,16 +111,16 @@ def list_queries(paths, problems):
 
 
 def open_gallery(folder, save_to, feature, source):
-    """(embeddings, rows, files): the embeddings that are there already, (M, D), or None and the files to be embedded.
+    """(embeddings, rows, files): the embeddings (M, D) that are there already, or None; what is to be embedded.
 
-    Each of the rows: name, and any of file, x_m, y_m.
+    rows: M dictionaries of name, and any of file, x_m, y_m.
     """
     if not folder.is_dir():
         raise InputError(f"--gallery {folder}: there is no such folder")
     if holds_embeddings(folder, "opt"):
         if save_to:
             raise InputError(f"--save_embeddings {save_to}: --gallery {folder} holds embeddings; give the images")
-        return *read_embeddings(folder, "opt", feature, source), None
+        return *read_embeddings(folder, "opt", feature, source), []
     files, rows = list_gallery(folder)
     if not save_to:
         return None, rows, files
@@ -129,10 +128,11 @@ def open_gallery(folder, save_to, feature, source):
         raise InputError(f"--save_embeddings {save_to} is the folder of the images: give one of its own")
     make_folder(save_to, "--save_embeddings")
     gallery = reuse_embeddings(save_to, "opt", feature, source, files)
-    return gallery, rows, files if gallery is None else None
+    return gallery, rows, files if gallery is None else []
 
 
 def list_gallery(folder):
+    """(files, rows) of a folder of images, rows as open_gallery gives them."""
     problems = []
     files = list(list_images(folder, problems).values())
     if not files:
@@ -237,7 +237,10 @@ def search(args):
     problems = []
     queries = list_queries(args.query, problems)
     gallery, rows, files = open_gallery(args.gallery, args.save_embeddings, args.feature, run.source)
-    run.check(queries if files is None else [*queries, *files], problems)
+    run.check(queries, "sar", problems)
+    run.check(files, "opt", problems)
+    if problems:
+        raise several(f"{len(problems)} image(s) cannot be used:", problems)
 
     query = run.vectors(queries, "sar", args.feature)
     if files and args.save_embeddings:

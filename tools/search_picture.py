@@ -16,7 +16,8 @@ SOFTWARE, TOOL = 0x0131, "tools/search.py"              # an EXIF tag, by which 
 def draw(queries, found, rows, decode):
     """A picture of at most MOST_QUERIES, evenly chosen: a row for each, the SAR image, then its answers with scores.
 
-    found: of each query [(rank, row of the gallery, score)]. decode: decode_images' first two arguments.
+    found: of each query [(rank, row of the gallery, score)]. decode: gives (n, size, size, 3) uint8 of (files,
+    modality, size).
     """
     chosen = np.linspace(0, len(queries) - 1, min(len(queries), MOST_QUERIES)).astype(int)
     most = max(len(answers) for answers in found)
@@ -26,21 +27,23 @@ def draw(queries, found, rows, decode):
     canvas = ImageDraw.Draw(sheet)
     canvas.text((4, 4), note, fill="black", font=font)
     for line, i in enumerate(chosen):
-        shown = [(queries[i], f"query {queries[i].stem}", "")]
+        answers = []
         for rank, row, score in found[i][:MOST_ANSWERS]:
             file = Path(rows[row].get("file") or "")
             is_image = file.suffix.lower() in SUFFIXES and file.is_file()       # else a tensor's row, or no longer here
-            shown.append((file if is_image else None, rows[row]["name"], f"{rank}: {score:.3f}"))
-        there = [file for file, _, _ in shown if file]
-        images = dict(zip(there, decode(there, SIDE)))
-        for column, (file, name, text) in enumerate(shown):
+            answers.append((file if is_image else None, f"{rows[row]['name']}\n{rank}: {score:.3f}"))
+        there = [file for file, _ in answers if file]
+        images = dict(zip(there, decode(there, "opt", SIDE)))
+        shown = [(decode([queries[i]], "sar", SIDE)[0], f"query {queries[i].stem}")]
+        shown += [(images.get(file), text) for file, text in answers]
+        for column, (image, text) in enumerate(shown):
             left, upper = column * width + 4, top + line * height + 4
-            if file in images:
-                sheet.paste(Image.fromarray(images[file].numpy()), (left, upper))
+            if image is not None:
+                sheet.paste(Image.fromarray(image.numpy()), (left, upper))
             else:
                 canvas.rectangle((left, upper, left + SIDE, upper + SIDE), outline="grey")
-            name = name.encode(errors="replace").decode()
-            canvas.text((left, upper + SIDE + 2), f"{name}\n{text}", fill="black", font=font)
+            text = text.encode(errors="replace").decode()             # of a name that is no UTF-8
+            canvas.text((left, upper + SIDE + 2), text, fill="black", font=font)
     return sheet
 
 
