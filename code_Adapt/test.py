@@ -17,7 +17,7 @@ from shared import options
 from shared.evaluate import evaluate, retrievals, search
 from shared.finished_run import FinishedRun
 from shared.plumbing.errors import run_script
-from without_training import add_ways, embed_adapted, require_target
+from without_training import add_ways, embed_adapted, require_target, ways_taken
 
 
 def arguments():
@@ -45,7 +45,7 @@ def test(args):
         results = search(query, gallery, pairs, run.device)
         run.write(pairs, evaluate(results, pairs), retrievals(results, pairs))
         if args.save_embeddings:
-            run.save_embeddings(query, gallery, pairs)
+            run.save_embeddings(query, gallery, pairs, **ways_taken(args))
     run.close()
 
 

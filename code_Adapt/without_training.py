@@ -16,6 +16,13 @@ def add_ways(parser):
                         help="score an optical image the lower the nearer it is to the target's SAR images at large")
 
 
+def ways_taken(args):
+    """Those of add_ways' flags that change an embedding, {flag: value}."""
+    taken = {"batchnorm": args.batchnorm != "source" and args.batchnorm, "whiten": args.whiten,
+             "querybank": args.querybank}
+    return {flag: value for flag, value in taken.items() if value}
+
+
 def embed_adapted(run, args, pairs):
     """(query, gallery) of a split as embed_pairs gives them, adapted as the flags say.
 

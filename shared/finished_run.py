@@ -1,18 +1,17 @@
 """A finished run, opened to be tested: its model, the data set, and where the figures go."""
-import io
 import json
 from pathlib import Path
 
-import numpy as np
-
 from shared.dataset import describe_gallery, load_splits
+from shared.embeddings import made_by, save_embeddings
 from shared.evaluate import format_metrics
+from shared.layouts import find_data, list_split
 from shared.model import load_model
 from shared.plumbing import distributed
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import InputError
-from shared.plumbing.files import write_bytes, write_rows, write_text
-from shared.reading import readers_of_run
+from shared.plumbing.files import write_text
+from shared.reading import flags_of, readers_of_run
 from shared.run import summary
 
 
@@ -41,7 +40,7 @@ class FinishedRun:
     def load_pairs(self, split="test"):
         """The split that the run was evaluated on (of its own data set, or its target), or of --data_path."""
         own = self.settings.get("target_path") or self.settings["data_path"]
-        self.data_path = self.args.data_path or own
+        self.data_path, self.split = self.args.data_path or own, split
         regions = None if self.args.data_path else self.settings.get("target_region")
         is_own = self.args.data_path is None and not self.settings.get("target_path")
         self.readers = readers_of_run(self.args.run, self.args, is_own)
@@ -70,13 +69,21 @@ class FinishedRun:
         write_text(self.row / "retrieval.json", json.dumps(found))
         write_text(self.row / "metrics.json", summary(metrics, seconds, pairs, "test"))
 
-    def save_embeddings(self, query, gallery, pairs):
-        """Write the embeddings of a split to embeddings/ in the run's folder."""
+    def save_embeddings(self, query, gallery, pairs, **flags):
+        """Write the embeddings of a split to embeddings/ in the run's folder.
+
+        flags: what, besides --tta, they depend on that is no part of the run.
+        """
         if not self.is_first_process:
             return
         folder = self.folder / "embeddings"
-        save_embeddings(folder, query, named_rows(pairs.sar_names, pairs.sar_place, pairs.positions), "sar")
-        save_embeddings(folder, gallery, named_rows(pairs.names, slice(None), pairs.positions), "opt")
+        source = made_by(self.folder, tta=self.args.tta, **flags_of(self.readers), **flags)
+        listing = list_split(find_data(self.data_path), self.split, [])
+        sar = {name: image for name, (_, image) in listing.sar.items()}
+        sar_rows = rows_of(pairs.sar_names, sar, pairs.sar_place, pairs.positions)
+        save_embeddings(folder, "sar", [query], sar_rows, source)
+        opt_rows = rows_of(pairs.names, listing.opt, slice(None), pairs.positions)
+        save_embeddings(folder, "opt", [gallery], opt_rows, source)
 
     def close(self):
         """Wait for the other processes, and leave them."""
@@ -93,22 +100,13 @@ def read_settings(folder):
         raise InputError(f"{file} cannot be read ({error}): it tells how the run was made; bring it back")
 
 
-def named_rows(names, places, positions):
-    """[{"name", "x_m", "y_m"}], the positions where they are known. positions: (P, 2), or None."""
-    if positions is None:
-        return [{"name": name} for name in names]
-    return [{"name": name, "x_m": x, "y_m": y} for name, (x, y) in zip(names, positions[places].tolist())]
+def rows_of(names, images, places, positions):
+    """[{"name", "file", "x_m", "y_m"}], the positions where they are known.
 
-
-def save_embeddings(folder, embeddings, rows, modality):
-    """Write embeddings as folder/MODALITY_FC.npy and so on, (N, D) float32, and rows (name and more) as MODALITY.csv.
-
-    embeddings: {"FC": (N, D), "POOL5": (N, C)}.
+    images: {name: Path or TensorRow}. places: the rows of positions, (P, 2) or None.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for feature, array in embeddings.items():
-        content = io.BytesIO()
-        np.save(content, array.numpy())
-        write_bytes(folder / f"{modality}_{feature}.npy", content.getbuffer())
-    write_rows(folder / f"{modality}.csv", list(dict.fromkeys(name for row in rows for name in row)), rows)
-    print(f"{len(rows)} embeddings in {folder}/{modality}_*.npy")
+    files = [Path(getattr(images[name], "file", images[name])).resolve() for name in names]
+    rows = [{"name": name, "file": str(file)} for name, file in zip(names, files)]
+    if positions is None:
+        return rows
+    return [{**row, "x_m": x, "y_m": y} for row, (x, y) in zip(rows, positions[places].tolist())]

@@ -216,9 +216,7 @@ def testing(description):
     parser.add_argument("--run", required=True, type=Path, help="the folder of a run")
     parser.add_argument("--data_path", help="another data set than the run's own")
     add_reading(parser)
-    parser.add_argument("--tta", choices=tuple(VIEWS), default="none",
-                        help="embed each image as several views: joined (flip, the eight symmetries) or averaged "
-                             "(pseudo-modal images)")
+    add_tta(parser)
     parser.add_argument("--result_path", type=Path,
                         help="write the figures there, as a row of the table (default: test.json in the run's folder)")
     parser.add_argument("--save_embeddings", action="store_true",
@@ -239,6 +237,13 @@ def generating(description):
     add_reading(parser)
     add_device(parser)
     return parser
+
+
+def add_tta(group):
+    """The flag that says as what an image is embedded."""
+    group.add_argument("--tta", choices=tuple(VIEWS), default="none",
+                       help="embed each image as several views: joined (flip, the eight symmetries) or averaged "
+                            "(pseudo-modal images)")
 
 
 def add_device(group):

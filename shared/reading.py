@@ -19,6 +19,11 @@ def readers_of(args):
     return {"opt": Reader("opt", args.bands), "sar": Reader("sar", args.sar_bands, args.scale or "auto")}
 
 
+def flags_of(readers):
+    """The flags that Readers stand for, {name: value}: what embeddings are told apart by."""
+    return {"bands": readers["opt"].bands, "sar_bands": readers["sar"].bands, "scale": readers["sar"].scale}
+
+
 def save_readers(folder, readers, tones):
     """Keep in a run's folder how its training images were read, and the Tones that they had: {"opt", "sar"} both."""
     content = {name: {**asdict(reader), "tones": asdict(tones[name])} for name, reader in readers.items()}

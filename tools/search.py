@@ -1,72 +1,155 @@
 """Find the places of SAR images on a map: the first k optical images of a gallery, with scores.
 
-    python tools/search.py --run results/NAME --gallery MAP_FOLDER --query FILE [FILE ...]
-    python tools/search.py --run results/NAME --gallery MAP_FOLDER --save_embeddings MAP_EMBEDDINGS --query FILE
-    python tools/search.py --run results/NAME --gallery MAP_EMBEDDINGS --query FILE
+    python tools/search.py --run results/NAME --gallery MAP_FOLDER --query sar.png other.png
+    python tools/search.py --run results/NAME --gallery MAP_FOLDER --save_embeddings MAP_EMBEDDINGS --query SAR_FOLDER
+    python tools/search.py --run results/NAME --gallery MAP_EMBEDDINGS --query "SAR_FOLDER/*.png" --csv answers.csv
 
 MAP_FOLDER holds optical images; MAP_EMBEDDINGS is what --save_embeddings wrote (here or of a test.py), so that a map
-is embedded once. Prints names, scores and positions where they are known, and writes a picture. --index ivf searches an
-approximate index, for maps of many millions (faiss, requirements-optional.txt), and prints its recall against the exact
-search.
+is embedded once; with both flags it is embedded again only where the images, the run or --tta are others. Prints names,
+scores and positions where they are known, and writes a picture. --index ivf searches an approximate index, for maps of
+many millions (faiss, requirements-optional.txt), and prints its recall against the exact search.
 """
 import argparse
+import glob
 import math
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's root, where shared/ is
 
 from shared import options
 from shared.dataset import decode_images
+from shared.embeddings import (holds_embeddings, made_by, read_embeddings, reuse_embeddings, rows_not_finite,
+                               save_embeddings)
 from shared.evaluate import FEATURES, embed, first_answers
-from shared.finished_run import save_embeddings
-from shared.layouts import SUFFIXES, read_image, read_pairs_csv
+from shared.layouts import SUFFIXES, list_images, read_pairs_csv
 from shared.model import load_model
 from shared.plumbing.device import autocast, choose_device
-from shared.plumbing.errors import InputError, run_script
-from shared.plumbing.files import read_rows
+from shared.plumbing.errors import InputError, run_script, several
+from shared.plumbing.files import can_be_written_to, make_folder, require_ours, write_rows
+from shared.reading import flags_of, readers_of_run
+from tools.search_picture import FORMATS, draw, is_our_picture, left_out, write_picture
+
+IMAGES_AT_ONCE = 512                                    # decoded and embedded
+COLUMNS = ("query", "rank", "name", "score", "x", "y")
 
 
-def load_gallery(args, model, img_size, device):
-    """(embeddings (M, D), rows): of a folder of embeddings, or of images, which are embedded.
+class Embedder:
+    """A finished run that embeds image files portion by portion: the memory does not grow with their number."""
 
-    Each row: name, and any of file, x_m, y_m.
+    def __init__(self, run, readers, device, amp, tta, workers):
+        self.model, self.img_size = load_model(run, device)
+        self.source = made_by(run, tta=tta, **flags_of(readers))
+        self.readers, self.workers = readers, workers
+        self.embed = partial(embed, self.model, device=device, autocast=autocast(device, amp), tta=tta)
+
+    def decode(self, files, modality, size):
+        """(n, size, size, 3) uint8 of `opt` or `sar` images: all that is decoded here."""
+        return decode_images(files, size, self.workers, self.readers[modality])
+
+    def check(self, files, modality, problems):
+        """Decode every file once, before an hour of embedding can end at a bad one; what is wrong goes to problems."""
+        for portion in tqdm(portions_of(files), desc=f"check {modality}", leave=False, disable=None):
+            try:
+                self.decode(portion, modality, self.img_size)
+            except InputError as error:
+                problems.extend(error.problems)
+
+    def portions(self, files, modality):
+        """Yield {"FC": (n, D), "POOL5": (n, C)}, as embed gives them. The next images are decoded meanwhile."""
+        portions = portions_of(files)
+        with ThreadPoolExecutor(1) as ahead:
+            coming = ahead.submit(self.decode, portions[0], modality, self.img_size)
+            for i, portion in enumerate(tqdm(portions, desc=f"embed {modality}", leave=False, disable=None), 1):
+                images = coming.result()
+                if i < len(portions):
+                    coming = ahead.submit(self.decode, portions[i], modality, self.img_size)
+                embeddings = self.embed(images, modality)
+                for feature, vectors in embeddings.items():
+                    bad = rows_not_finite(vectors)
+                    if bad:
+                        raise InputError(f"the {feature} vector of {portion[bad[0]]} holds NaN or infinity: "
+                                         "try --amp off, or another run")
+                yield embeddings
+
+    def vectors(self, files, modality, feature):
+        """(N, D) float32, the one feature of all of them."""
+        vectors, begin = None, 0
+        for embeddings in self.portions(files, modality):
+            portion = embeddings[feature]
+            if vectors is None:
+                vectors = torch.empty(len(files), portion.shape[1])
+            vectors[begin:begin + len(portion)] = portion
+            begin += len(portion)
+        return vectors
+
+
+def portions_of(files):
+    return [files[i:i + IMAGES_AT_ONCE] for i in range(0, len(files), IMAGES_AT_ONCE)]
+
+
+def list_queries(paths, problems):
+    """The files that paths name, each once: a file, the images of a folder, or what a glob matches."""
+    files = []
+    for path in paths:
+        if path.is_dir():
+            files += list_images(path, problems).values()
+        elif path.exists() or not glob.has_magic(str(path)):
+            files.append(path)
+        else:
+            matches = sorted(glob.glob(str(path), recursive=True))
+            files += map(Path, matches)
+            if not matches:
+                problems.append(f"{path}: no file is called so")
+    return list(dict.fromkeys(files))
+
+
+def open_gallery(folder, save_to, feature, source):
+    """(embeddings, rows, files): the embeddings (M, D) that are there already, or None; what is to be embedded.
+
+    rows: M dictionaries of name, and any of file, x_m, y_m.
     """
-    if not args.gallery.is_dir():
-        raise InputError(f"--gallery {args.gallery}: there is no such folder")
-    file = args.gallery / f"opt_{args.feature}.npy"
-    if file.is_file():
-        try:
-            embeddings = np.load(file, mmap_mode="c", allow_pickle=False)
-        except ValueError as error:
-            raise InputError(f"{file} cannot be read ({error}): embed the gallery again")
-        rows = read_rows(args.gallery / "opt.csv")
-        if len(rows) != len(embeddings):
-            raise InputError(f"{file} holds {len(embeddings)} embeddings, opt.csv {len(rows)} names: "
-                             "embed the gallery again")
-        return torch.from_numpy(embeddings), rows
-    files = sorted(file for file in args.gallery.iterdir() if file.suffix.lower() in SUFFIXES)
+    if not folder.is_dir():
+        raise InputError(f"--gallery {folder}: there is no such folder")
+    if holds_embeddings(folder, "opt"):
+        if save_to:
+            raise InputError(f"--save_embeddings {save_to}: --gallery {folder} holds embeddings; give the images")
+        return *read_embeddings(folder, "opt", feature, source), []
+    files, rows = list_gallery(folder)
+    if not save_to:
+        return None, rows, files
+    if save_to.resolve() == folder.resolve():
+        raise InputError(f"--save_embeddings {save_to} is the folder of the images: give one of its own")
+    make_folder(save_to, "--save_embeddings")
+    gallery = reuse_embeddings(save_to, "opt", feature, source, files)
+    return gallery, rows, files if gallery is None else []
+
+
+def list_gallery(folder):
+    """(files, rows) of a folder of images, rows as open_gallery gives them."""
+    problems = []
+    files = list(list_images(folder, problems).values())
     if not files:
-        raise InputError(f"--gallery {args.gallery} holds neither images ({', '.join(SUFFIXES)}) "
-                         f"nor opt_{args.feature}.npy")
-    images = decode_images(files, img_size, args.workers)
-    embeddings = embed(model, images, "opt", device, autocast(device, args.amp))
-    rows = [{"name": file.stem, "file": str(file.resolve()), **position}
+        raise InputError(f"--gallery {folder} holds neither images ({', '.join(SUFFIXES)}) nor embeddings")
+    if problems:
+        raise several(f"--gallery {folder} has {len(problems)} problem(s):", problems)
+    own = folder.resolve()
+    rows = [{"name": file.stem, "file": str(own / file.name), **position}
             for file, position in zip(files, positions_of(files))]
-    if args.save_embeddings:
-        save_embeddings(args.save_embeddings, embeddings, rows, "opt")
-    return embeddings[args.feature], rows
+    return files, rows
 
 
 def positions_of(files):
     """x_m and y_m of each file from a pairs.csv in the folder, or in the data set that it is DATA/SPLIT/opt of."""
     folder = files[0].parent.resolve()
-    places = read_pairs_csv(folder) or read_pairs_csv(folder.parents[1], folder.parent.name)
+    places = read_pairs_csv(folder) or read_pairs_csv(folder.parent.parent, folder.parent.name)
     rows = [places.get(file.stem, {}) for file in files]
     return [{"x_m": row["x_m"], "y_m": row["y_m"]} if "x_m" in row and "y_m" in row else {} for row in rows]
 
@@ -93,60 +176,28 @@ def approximate(query, gallery, k, probes):
     return torch.from_numpy(scores), torch.from_numpy(rows)
 
 
-def picture(queries, answers, scores, rows, file, side=160):
-    """One row for each query: the SAR image, then its answers with scores."""
-    font, width, height = ImageFont.load_default(size=13), side + 8, side + 40
-    sheet = Image.new("RGB", ((answers.shape[1] + 1) * width, len(queries) * height), "white")
-    draw = ImageDraw.Draw(sheet)
-    for i, query in enumerate(queries):
-        shown = [(query, f"query {query.stem}", "")]
-        for rank, (row, score) in enumerate(zip(answers[i].tolist(), scores[i].tolist()), 1):
-            if row >= 0:                                # an approximate index may find fewer
-                shown.append((rows[row].get("file"), rows[row]["name"], f"{rank}: {score:.3f}"))
-        for j, (image, name, note) in enumerate(shown):
-            left, top = j * width + 4, i * height + 4
-            if image and Path(image).is_file():
-                picture_of = Image.fromarray(read_image(Path(image)))
-                sheet.paste(picture_of.resize((side, side), Image.Resampling.LANCZOS), (left, top))
-            else:
-                draw.rectangle((left, top, left + side, top + side), outline="grey")
-            draw.text((left, top + side + 2), f"{name}\n{note}", fill="black", font=font)
-    sheet.save(file)
+def is_our_csv(file):
+    return file.is_file() and file.read_bytes().startswith(",".join(COLUMNS).encode())
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="the folder of a run")
-    parser.add_argument("--gallery", type=Path, required=True, help="a folder of optical images, or of embeddings")
-    parser.add_argument("--query", type=Path, nargs="+", required=True, help="SAR images")
-    parser.add_argument("-k", type=options.positive, default=5, help="answers of each query")
-    parser.add_argument("--feature", choices=FEATURES, default="FC")
-    parser.add_argument("--save_embeddings", type=Path, help="write the gallery's embeddings to this folder")
-    parser.add_argument("--index", choices=("exact", "ivf"), default="exact")
-    parser.add_argument("--probes", type=options.positive, default=16,
-                        help="cells of the ivf index that are looked into: more is slower and finds more")
-    parser.add_argument("--picture", type=Path, help="default: search.png in the run's folder")
-    options.add_device(parser)
-    args = parser.parse_args()
-    device = choose_device(args.device)
-    model, img_size = load_model(args.run, device)
-    queries = decode_images(args.query, img_size, args.workers)
-    gallery, rows = load_gallery(args, model, img_size, device)
-    k = min(args.k, len(rows))
-    query = embed(model, queries, "sar", device, autocast(device, args.amp))[args.feature]
-    scores, answers = (x.cpu() for x in first_answers(query.to(device), gallery, k))
-    if args.index == "ivf":
-        exact, (scores, answers) = answers, approximate(query, gallery, k, args.probes)
-        recall = np.mean([len(set(a) & set(b)) / k for a, b in zip(exact.tolist(), answers.tolist())])
-        print(f"recall of the first {k} against the exact search: {100 * recall:.1f}%")
-    for file, query_answers, query_scores in zip(args.query, answers.tolist(), scores.tolist()):
-        print(file)
-        for rank, (row, score) in enumerate(zip(query_answers, query_scores), 1):
-            if row >= 0:
-                print(f"  {rank:2d}  {score:.4f}  {rows[row]['name']}{position_text(rows[row])}")
-    file = args.picture or args.run / "search.png"
-    picture(args.query, answers, scores, rows, file)
-    print(f"{file}")
+def choose_picture(picture, run):
+    """The picture's file, or None where none is wanted; in the current folder where the run's is read-only."""
+    if picture == Path("none"):
+        return None
+    if picture is None and can_be_written_to(run):
+        return run / "search.png"
+    picture = picture or Path("search.png")
+    if picture.suffix.lower() not in FORMATS:
+        raise InputError(f"--picture {picture}: give a name that ends in .png or .jpg, or none")
+    require_ours(picture, "--picture", is_our_picture)
+    return picture
+
+
+def write_csv(queries, found, rows, file):
+    lines = [{"query": query, "rank": rank, "name": rows[row]["name"], "score": f"{score:.6f}",
+              "x": rows[row].get("x_m", ""), "y": rows[row].get("y_m", "")}
+             for query, answers in zip(queries, found) for rank, row, score in answers]
+    write_rows(file, COLUMNS, lines)
 
 
 def position_text(row):
@@ -155,5 +206,81 @@ def position_text(row):
     return f"  x {float(row['x_m']):.0f} m, y {float(row['y_m']):.0f} m"
 
 
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)
+    parser.add_argument("--run", type=Path, required=True, help="the folder of a run")
+    parser.add_argument("--gallery", type=Path, required=True, help="a folder of optical images, or of embeddings")
+    parser.add_argument("--query", type=Path, nargs="+", required=True, help="SAR images, folders of them, or globs")
+    parser.add_argument("-k", type=options.positive, default=5, help="answers of each query")
+    parser.add_argument("--feature", choices=FEATURES, default="FC")
+    options.add_tta(parser)
+    options.add_reading(parser)
+    parser.add_argument("--save_embeddings", type=Path, metavar="FOLDER",
+                        help="write the gallery's embeddings there, or take them where they are there already")
+    parser.add_argument("--index", choices=("exact", "ivf"), default="exact")
+    parser.add_argument("--probes", type=options.positive, default=16,
+                        help="cells of the ivf index that are looked into: more is slower and finds more")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help=f"write the answers there: {', '.join(COLUMNS)}")
+    parser.add_argument("--picture", type=Path, metavar="FILE",
+                        help="a PNG or JPEG, or none (default: search.png in the run's folder, or in the current one "
+                             "where the run's is read-only)")
+    options.add_device(parser)
+    return parser.parse_args()
+
+
+def search(args):
+    device = choose_device(args.device)
+    readers = readers_of_run(args.run, args, is_own_data=False)
+    run = Embedder(args.run, readers, device, args.amp, args.tta, args.workers)
+    picture = choose_picture(args.picture, args.run)
+    if args.csv:
+        require_ours(args.csv, "--csv", is_our_csv)
+
+    problems = []
+    queries = list_queries(args.query, problems)
+    gallery, rows, files = open_gallery(args.gallery, args.save_embeddings, args.feature, run.source)
+    readers["opt"] = readers["opt"].measured_on(files)                # a map's tiles by one stretch
+    run.check(queries, "sar", problems)
+    run.check(files, "opt", problems)
+    if problems:
+        raise several(f"{len(problems)} image(s) cannot be used:", problems)
+
+    query = run.vectors(queries, "sar", args.feature)
+    if files and args.save_embeddings:
+        save_embeddings(args.save_embeddings, "opt", run.portions(files, "opt"), rows, run.source)
+        gallery, _ = read_embeddings(args.save_embeddings, "opt", args.feature, run.source)
+    elif files:
+        gallery = run.vectors(files, "opt", args.feature)
+    if gallery.shape[1] != query.shape[1]:
+        raise InputError(f"--gallery {args.gallery} holds vectors of {gallery.shape[1]} numbers, the run gives "
+                         f"{query.shape[1]}: embed the images again")
+
+    k = min(args.k, len(rows))
+    scores, answers = (x.cpu() for x in first_answers(query.to(device), gallery, k))
+    if args.index == "ivf":
+        exact, (scores, answers) = answers, approximate(query, gallery, k, args.probes)
+        recall = np.mean([len(set(a) & set(b)) / k for a, b in zip(exact.tolist(), answers.tolist())])
+        print(f"recall of the first {k} against the exact search: {100 * recall:.1f}%")
+    # An approximate index may find fewer than k: its rows below 0.
+    found = [[(rank, row, score) for rank, (row, score) in enumerate(zip(*answer), 1) if row >= 0]
+             for answer in zip(answers.tolist(), scores.tolist())]
+
+    # Files first: what is printed may be cut off (| head).
+    if args.csv:
+        write_csv(queries, found, rows, args.csv)
+    if picture:
+        write_picture(draw(queries, found, rows, run.decode), picture)
+    for file, of_query in zip(queries, found):
+        print(file)
+        for rank, row, score in of_query:
+            print(f"  {rank:2d}  {score:.4f}  {rows[row]['name']}{position_text(rows[row])}")
+    if args.csv:
+        print(args.csv)
+    if picture:
+        note = left_out(len(queries), k)
+        print(f"{picture} ({note})" if note else picture)
+
+
 if __name__ == "__main__":
-    run_script(main)
+    run_script(search, arguments)

@@ -1,11 +1,18 @@
 """Errors that the user can mend, as one sentence and exit status 2."""
+import codecs
+import io
+import os
 import sys
 
 import torch
 
 
 class InputError(Exception):
-    """Something the user gave is wrong; the message names the thing and the remedy."""
+    """Something the user gave is wrong; the message names the thing and the remedy.
+
+    problems: where it names several files, what is wrong with each.
+    """
+    problems = ()
 
 
 class Interrupted(Exception):
@@ -14,22 +21,31 @@ class Interrupted(Exception):
 
 def several(sentence, problems):
     """The InputError that names every bad file: the sentence, then one line for each."""
-    return InputError("\n  ".join([sentence, *problems]))
+    error = InputError("\n  ".join([sentence, *problems]))
+    error.problems = tuple(problems)
+    return error
 
 
 def run_script(main, arguments=None):
     """Run main(), or main(arguments()), as a program.
 
     An InputError, or a device out of memory, is printed as one sentence and ends the program with status 2;
-    an Interrupted ends it with 130.
+    an Interrupted ends it with 130. Where the reader of what it prints has gone (`| head`) it ends without a word, with
+    141, as a program that SIGPIPE ends. Any name of a file can be printed, whatever the terminal's encoding.
     """
     args = None
+    print_any_name(sys.stdout)
     try:
         if arguments:
             args = arguments()
             main(args)
         else:
             main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more when it ends: into nothing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -41,3 +57,19 @@ def run_script(main, arguments=None):
         print(f"error: the device is out of memory ({str(error).splitlines()[0]}): try {remedy}; "
               "the last checkpoint is untouched", file=sys.stderr)
         sys.exit(2)
+
+
+def print_any_name(stream):
+    """Let a text stream print any name: bytes that are no UTF-8 as they are, what its encoding lacks as an escape."""
+    if isinstance(stream, io.TextIOWrapper):            # a notebook's is not
+        stream.reconfigure(errors="any_name")
+
+
+def _any_name(error):
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.backslashreplace_errors(error)
+
+
+codecs.register_error("any_name", _any_name)

@@ -3,6 +3,7 @@ import csv
 import io
 import os
 import pickle
+import tempfile
 from pathlib import Path
 
 import torch
@@ -35,7 +36,8 @@ def append_text(file, text):
 
 
 def write_text(file, text):
-    write_bytes(file, (text.rstrip("\n") + "\n").encode())
+    # A name of a file that is no UTF-8 is written as the bytes that it is.
+    write_bytes(file, (text.rstrip("\n") + "\n").encode(errors="surrogateescape"))
 
 
 def write_rows(file, columns, rows):
@@ -47,9 +49,9 @@ def write_rows(file, columns, rows):
     write_text(file, text.getvalue())
 
 
-def read_rows(file):
-    """The rows of a CSV as dictionaries of text."""
-    with open(file, newline="") as text:
+def read_rows(file, errors="strict"):
+    """The rows of a CSV in UTF-8 as dictionaries of text. errors: as open takes it."""
+    with open(file, newline="", encoding="utf-8", errors=errors) as text:
         return list(csv.DictReader(text))
 
 
@@ -77,3 +79,28 @@ def load_tensors(path, what):
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"{what}: {path} cannot be read as tensors ({reason}); "
                          "it is damaged or holds more than tensors")
+
+
+def can_be_written_to(folder):
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        return False
+    return True
+
+
+def make_folder(folder, flag):
+    """InputError where it cannot be made or written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{flag}: {folder} cannot be made ({error.strerror})")
+    if not can_be_written_to(folder):
+        raise InputError(f"{flag}: {folder} cannot be written to; give another place")
+
+
+def require_ours(file, flag, is_ours):
+    """InputError where a file of that name is there already that this script did not write."""
+    make_folder(file.parent, flag)
+    if file.exists() and not is_ours(file):
+        raise InputError(f"{flag} {file} is there already, and not of this script: give another name")
