@@ -1,9 +1,14 @@
+import re
+import runpy
 import urllib.error
 
+import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 
+from conftest import ROOT
 from shared import options
 from shared.model import CELL_DIM, PseudoSiamese, build_model, embedding_width, initialize, load_model
 from shared.plumbing.errors import InputError
@@ -211,6 +216,22 @@ def test_a_run_is_loaded_in_evaluation_mode(tmp_path):
         model(opt=torch.rand(1, 3, img_size, img_size))
     assert not any(module.training for module in model.modules())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_notebook_of_the_documents_embeds_two_images(tmp_path, monkeypatch):
+    block, = re.findall(r"```python\n(.*?)```", (ROOT / "docs/evaluation.md").read_text(), re.S)
+    (tmp_path / "notebook.py").write_text(block)
+    (tmp_path / "results").mkdir()
+    model = finished(tmp_path / "results/NAME", specify_num=2).eval()
+    array = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    for name, image in zip(("opt", "sar"), array):
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+    monkeypatch.chdir(tmp_path)
+    names = runpy.run_path("notebook.py")
+    opt, sar = torch.from_numpy(array).permute(0, 3, 1, 2).float().div(255).split(1)
+    with torch.no_grad():
+        expected = model(opt=opt)[1] @ model(sar=sar)[1].T
+    assert names["score"] == pytest.approx(expected.item(), abs=1e-5) and -1 <= names["score"] < 0.999
 
 
 @pytest.mark.parametrize("arch, specify_num", [("resnet18", 0), ("resnet18", 2), ("resnet34", 5), ("resnet50", 1)])
