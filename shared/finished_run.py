@@ -7,6 +7,8 @@ import numpy as np
 
 from shared.dataset import describe_gallery, load_splits
 from shared.evaluate import format_metrics
+from shared.fingerprint import fingerprint
+from shared.layouts import find_data
 from shared.model import load_model
 from shared.plumbing import distributed
 from shared.plumbing.device import autocast, choose_device
@@ -26,6 +28,7 @@ class FinishedRun:
         self.args, self.folder, self.row = args, args.run, args.result_path
         self.tested = bool(self.row) and (self.row / "metrics.json").is_file()
         if self.tested:
+            self._check_row(read_settings(self.row))
             metrics = json.loads((self.row / "metrics.json").read_text())
             print(f"{self.row} is finished\n{format_metrics(metrics)}")
             return
@@ -37,10 +40,26 @@ class FinishedRun:
             self.model.compile()
         self.settings = read_settings(args.run)
 
+    def _check_row(self, row):
+        """InputError where --result_path holds the figures of another run, other views or other data."""
+        differing = []
+        if Path(row.get("run", self.folder)).resolve() != self.folder.resolve():
+            differing.append(f"run {row['run']} there, {self.folder} here")
+        if row.get("tta", self.args.tta) != self.args.tta:
+            differing.append(f"tta {row['tta']} there, {self.args.tta} here")
+        path = self._path_of(read_settings(self.folder))
+        if "tested_data" in row and row["tested_data"] != (here := fingerprint(find_data(path), "test")):
+            differing.append(f"test images of {row['data_path']} there ({row['tested_data']}), of {path} here ({here})")
+        if differing:
+            raise InputError(f"{self.row} holds other figures ({'; '.join(differing)}): give another --result_path")
+
+    def _path_of(self, settings):
+        """The data set to test on: --data_path, or the one that the run was evaluated on (its own, or its target)."""
+        return self.args.data_path or settings.get("target_path") or settings["data_path"]
+
     def load_pairs(self, split="test"):
         """The split that the run was evaluated on (of its own data set, or its target), or of --data_path."""
-        own = self.settings.get("target_path") or self.settings["data_path"]
-        self.data_path = self.args.data_path or own
+        self.data_path = self._path_of(self.settings)
         regions = None if self.args.data_path else self.settings.get("target_region")
         pairs, = load_splits(self.data_path, (split,), self.img_size, self.args.workers, self.args.store)
         pairs = pairs.of_regions(regions, "--target_region")
@@ -62,7 +81,8 @@ class FinishedRun:
             return
         seconds = json.loads((self.folder / "metrics.json").read_text())["seconds"]
         self.row.mkdir(parents=True, exist_ok=True)
-        settings = {**self.settings, **origin, "run": str(self.folder)}
+        tested = {"tested_data": fingerprint(find_data(self.data_path), "test")}
+        settings = {**self.settings, **origin, **tested, "run": str(self.folder)}
         write_text(self.row / "args.json", json.dumps(settings, indent=1))
         write_text(self.row / "retrieval.json", json.dumps(found))
         write_text(self.row / "metrics.json", summary(metrics, seconds, pairs, "test"))
