@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's
 
 from shared import options
 from shared.dataset import resize
-from shared.layouts import find_data, list_split, read_image, read_leave_out, read_pairs_csv
+from shared.layouts import check_ids, find_data, list_split, read_image, read_leave_out, read_pairs_csv
 from shared.plumbing.errors import InputError, run_script, several
 from shared.plumbing.files import read_rows, write_rows, write_text
 
@@ -250,7 +250,9 @@ def list_splits(root, report):
     seen = Seen()
     for split in SPLITS:
         excluded = read_leave_out(root, split)
-        listing = list_split(root, split, seen.amiss).without(excluded)
+        listing = list_split(root, split, seen.amiss)
+        seen.amiss.extend(check_ids(root, split, listing, seen.amiss))
+        listing = listing.without(excluded)
         if excluded:
             report(f"{split}: leave_out.csv leaves out {len(excluded)}")
         seen.listings[split] = listing
