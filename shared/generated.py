@@ -4,7 +4,6 @@ A folder of generated images lies like any data set: FOLDER/{train,test}/{opt,sa
 drawn from the place's SAR image and sar/ what was drawn from its optical one, and pairs.csv.
 """
 import json
-import resource
 import shutil
 import time
 from dataclasses import replace
@@ -17,6 +16,7 @@ from shared.dataset import decode_images, load_splits
 from shared.layouts import find_data, list_images
 from shared.plumbing.errors import InputError, several
 from shared.plumbing.files import write_bytes, write_text
+from shared.plumbing.memory import peak_memory
 
 SPLITS = ("train", "test")
 DONE = "generated.json"
@@ -46,8 +46,9 @@ def generate(args, settings, img_size, translate):
     for name in ("pairs.csv", "leave_out.csv"):
         if (find_data(data_path) / name).is_file():
             shutil.copyfile(find_data(data_path) / name, args.result_path / name)
-    took = {"images": count, "seconds_for_1000": 1000 * seconds / count,
-            "peak_memory_MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    took = {"images": count, "seconds_for_1000": 1000 * seconds / count}
+    if (peak := peak_memory()) is not None:
+        took["peak_memory_MiB"] = peak / 2**20
     write_text(args.result_path / DONE, json.dumps({**took, "data_path": str(data_path)}, indent=1))
     print(f"{args.result_path}: " + ", ".join(f"{name} {value:.4g}" for name, value in took.items()))
 

@@ -102,7 +102,7 @@ def main():
         for modality in TITLES:
             drawn = read_generated(folder, pairs.names, modality, img_size, args.workers, split="test")
             rows.append({"images": str(folder), **compare(drawn, modality, true, embeddings, embed_images),
-                         **{name: took[name] for name in TOOK}})
+                         **{name: took[name] for name in TOOK if name in took}})
             strip[f"{TITLES[modality]}, {folder.parent.name}"] = drawn
 
     out.mkdir(parents=True, exist_ok=True)

@@ -9,26 +9,22 @@ import numpy as np
 
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import write_text
+from shared.plumbing.memory import free_memory
 
 STORES = ("auto", "memory", "disk")
 
 
 def fits_in_memory(size):
     """Whether `size` bytes are at most half of the memory that is free."""
-    try:
-        with open("/proc/meminfo") as info:
-            free = next(int(line.split()[1]) * 1024 for line in info if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):                                  # not Linux
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    return size <= free / 2
+    return size <= free_memory() / 2
 
 
 def keep_images(images, img_size, store, file, decode):
     """The decoded images, (N, S, S, 3) uint8.
 
     images: what is decoded (Paths or TensorRows). store: auto, memory or disk. file: of the memory map, if there is
-    one. decode: fills an array of that shape and returns whether all went well. A memory map is made once, and again
-    when one of the images has changed (their names, sizes and times are kept beside it).
+    one. decode: fills an array of that shape and returns whether all went well; if not, no map is kept. A memory map is
+    made once, and again when one of the images has changed (their names, sizes and times are kept beside it).
     Raises InputError where the memory map cannot be written.
     """
     shape = (len(images), img_size, img_size, 3)
@@ -51,9 +47,10 @@ def keep_images(images, img_size, store, file, decode):
                              "give a --data_path that can be written to, or --store memory")
         whole = decode(array)
         array.flush()
+        del array                                                     # Windows moves and removes no open file
         if not whole:
             beside.unlink()
-            return array
+            return np.empty((0, *shape[1:]), np.uint8)
         signature.unlink(missing_ok=True)
         os.replace(beside, file)
         write_text(signature, made_of)
