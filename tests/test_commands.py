@@ -58,7 +58,8 @@ def without_remarks(block):
         command, _, remark = re.sub(r"(?<=\S) {2,}(?=[^\s\\#-])", "\0", line, count=1).partition("\0")
         assert " --" not in remark or not COMMAND.search(remark), line
         command = re.sub(r"\[(?=[-A-Za-z])|(?<=[\w.…])\](?=\s|$)", "", command) if COMMAND.search(command) else command
-        lines.append(re.sub(r" (\.\.\.|…)(?=\s|$)", "", command))
+        more = r"( --?\w+)? (\.\.\.|…)(?=\s|$)"        # of the same; behind a flag it stands for a value
+        lines.append(re.sub(more, lambda found: found[0] if found[1] else "", command))
     return "\n".join(lines)
 
 
@@ -84,9 +85,11 @@ def commands_of(file):
         return expand(blocks_of(text))
     if file.suffix == ".sh":
         return expand(lines_of("\n".join(line[2:] for line in text.splitlines() if line.startswith("# "))))
-    docstrings = [ast.get_docstring(node) for node in ast.walk(ast.parse(text))
-                  if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef))]
-    return expand([block for docstring in docstrings if docstring for block in lines_of(docstring)])
+    nodes = list(ast.walk(ast.parse(text)))
+    documented = [node for node in nodes if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef))]
+    texts = [ast.get_docstring(node) or "" for node in documented]
+    texts += [node.value for node in nodes if isinstance(node, ast.Constant) and str(node.value).startswith("python ")]
+    return expand([block for text in texts for block in lines_of(text)])
 
 
 @functools.cache
