@@ -28,7 +28,7 @@ class FinishedRun:
         self.args, self.folder, self.row = args, args.run, args.result_path
         self.tested = bool(self.row) and (self.row / "metrics.json").is_file()
         if self.tested:
-            self._check_row(read_settings(self.row))
+            require_row_of(self.row, self.folder, self._path_of(read_settings(self.folder)), tta=args.tta)
             metrics = json.loads((self.row / "metrics.json").read_text())
             print(f"{self.row} is finished\n{format_metrics(metrics)}")
             return
@@ -39,19 +39,6 @@ class FinishedRun:
         if args.compile:
             self.model.compile()
         self.settings = read_settings(args.run)
-
-    def _check_row(self, row):
-        """InputError where --result_path holds the figures of another run, other views or other data."""
-        differing = []
-        if Path(row.get("run", self.folder)).resolve() != self.folder.resolve():
-            differing.append(f"run {row['run']} there, {self.folder} here")
-        if row.get("tta", self.args.tta) != self.args.tta:
-            differing.append(f"tta {row['tta']} there, {self.args.tta} here")
-        path = self._path_of(read_settings(self.folder))
-        if "tested_data" in row and row["tested_data"] != (here := fingerprint(find_data(path), "test")):
-            differing.append(f"test images of {row['data_path']} there ({row['tested_data']}), of {path} here ({here})")
-        if differing:
-            raise InputError(f"{self.row} holds other figures ({'; '.join(differing)}): give another --result_path")
 
     def _path_of(self, settings):
         """The data set to test on: --data_path, or the one that the run was evaluated on (its own, or its target)."""
@@ -99,6 +86,25 @@ class FinishedRun:
         """Wait for the other processes, and leave them."""
         distributed.wait()
         distributed.stop()
+
+
+def require_row_of(row, run, data_path, **flags):
+    """InputError where a row's folder holds the figures of another run, of other data or with other flags.
+
+    A row of before something was written to its args.json is taken for what is asked for.
+    """
+    settings, differing = read_settings(row), []
+    if Path(settings.get("run", run)).resolve() != Path(run).resolve():
+        differing.append(f"run {settings['run']} there, {run} here")
+    for name, here in flags.items():
+        if settings.get(name, here) != here:
+            differing.append(f"{name} {settings[name]} there, {here} here")
+    here = fingerprint(find_data(data_path), "test")
+    there = settings.get("tested_data", here)
+    if there != here:
+        differing.append(f"test images of {settings['data_path']} there ({there}), of {data_path} here ({here})")
+    if differing:
+        raise InputError(f"{row} holds other figures ({'; '.join(differing)}): give another --result_path")
 
 
 def read_settings(folder):

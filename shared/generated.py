@@ -13,6 +13,7 @@ import cv2
 import torch
 
 from shared.dataset import decode_images, load_splits
+from shared.fingerprint import fingerprints
 from shared.layouts import find_data, list_images
 from shared.plumbing.errors import InputError, several
 from shared.plumbing.files import write_bytes, write_text
@@ -29,7 +30,13 @@ def generate(args, settings, img_size, translate):
     (N, S, S, 3) uint8 images and what to draw, `opt` or `sar`. generated.json is written last: where it is, the images
     are whole.
     """
+    data = fingerprints(args.data_path or settings["data_path"])
     if (args.result_path / DONE).is_file():
+        made = json.loads((args.result_path / DONE).read_text())
+        of_this_run = Path(made.get("run", args.run)).resolve() == args.run.resolve()
+        if not of_this_run or made.get("data", data) != data:
+            raise InputError(f"{args.result_path} holds images that {made['run']} drew of {made['data_path']}, another "
+                             "run or another data set: give another --result_path")
         print(f"{args.result_path} is finished")
         return
     data_path = args.data_path or settings["data_path"]
@@ -49,7 +56,8 @@ def generate(args, settings, img_size, translate):
     took = {"images": count, "seconds_for_1000": 1000 * seconds / count}
     if (peak := peak_memory()) is not None:
         took["peak_memory_MiB"] = peak / 2**20
-    write_text(args.result_path / DONE, json.dumps({**took, "data_path": str(data_path)}, indent=1))
+    origin = {"run": str(args.run), "data_path": str(data_path), "data": data}
+    write_text(args.result_path / DONE, json.dumps({**took, **origin}, indent=1))
     print(f"{args.result_path}: " + ", ".join(f"{name} {value:.4g}" for name, value in took.items()))
 
 

@@ -23,8 +23,8 @@ def keep_images(images, img_size, store, file, decode):
     """The decoded images, (N, S, S, 3) uint8.
 
     images: what is decoded (Paths or TensorRows). store: auto, memory or disk. file: of the memory map, if there is
-    one. decode: fills an array of that shape and returns whether all went well; if not, no map is kept. A memory map is
-    made once, and again when one of the images has changed (their names, sizes and times are kept beside it).
+    one. decode: fills an array of that shape and returns whether all went well. A memory map is made once, and again
+    when one of the images has changed (their names, sizes and times are kept beside it).
     Raises InputError where the memory map cannot be written.
     """
     shape = (len(images), img_size, img_size, 3)
