@@ -24,9 +24,9 @@ from shared.plumbing.device import autocast, autocast_dtype, choose_device
 from shared.plumbing.errors import InputError, Interrupted
 from shared.plumbing.files import append_text, load_tensors, write_rows, write_tensors, write_text
 
-# What may differ between a run and its continuation: where it is and how it was asked for, not what it is.
-NOT_THE_RUN = ("result_path", "device", "workers", "store", "compile", "fresh", "recipe", "defaults",
-               "eval_every")
+# What may differ between a run and its continuation: where it is and how it was asked for, not what it is. Where the
+# data lie may differ, too; what they are is told by their fingerprint.
+NOT_THE_RUN = ("result_path", "device", "workers", "store", "compile", "fresh", "recipe", "defaults", "eval_every")
 
 # A loss that passes the value of embeddings that are all alike on the way down seldom stays there. Where each modality
 # has collapsed to a point of its own it stands a little above.
