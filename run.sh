@@ -65,6 +65,11 @@ elif [ "$NAME" = S1S2align200 ]; then
   # 800 steps of 300 places and of 900, and some 320 of half a batch to adapt
   FROM_SOURCE="--epochs 200" FROM_TARGET="--epochs 57" ADAPT="--batch_size 32 --epochs 36 --lr 5e-4 --lr_head 5e-4"
 fi
+# A second data set of the same name would stand in the first one's tables.
+"$PYTHON" -c 'import sys
+from shared.fingerprint import require_own_results
+from shared.plumbing.errors import run_script
+run_script(lambda: require_own_results(*sys.argv[1:]))' "results/$NAME" "$DATA_PATH"
 ACROSS="$MANY --region ${SOURCE:-} --target_region ${TARGET:-}"
 MORE="${FLAGS:-}${EPOCHS:+ --epochs $EPOCHS}"
 echo "data: $DATA_PATH   seeds: $SEEDS   profile: ${PROFILE:-the default of every flag} $MORE"

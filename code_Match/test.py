@@ -27,7 +27,9 @@ from queries import draw_queries
 from tiles import load_tiles
 from shared import options
 from shared.calibration import RIGHT_PX, load_calibration
-from shared.finished_run import read_settings
+from shared.fingerprint import fingerprint
+from shared.finished_run import read_settings, require_row_of
+from shared.layouts import find_data
 from shared.localization import Answer, Search, difference_of_angles, rotations_to_try
 from shared.matcher import load_matcher
 from shared.model import load_model
@@ -109,6 +111,8 @@ class Tested:
 def test(args):
     file = args.result_path and args.result_path / "metrics.json"
     if file and file.is_file():
+        data_path = args.data_path or read_settings(args.run)["data_path"]
+        require_row_of(args.result_path, args.run, data_path, method=args.method, retrieval=str(args.retrieval))
         print(f"{args.result_path} is finished")
         return
     tested = Tested(args)
@@ -148,7 +152,7 @@ def test(args):
         metrics["displacement_error_px"] = error.tolist()
     if file:
         origin = {"data_path": str(tested.data_path), "run": str(args.run), "method": args.method,
-                  "retrieval": str(args.retrieval)}
+                  "retrieval": str(args.retrieval), "tested_data": fingerprint(find_data(tested.data_path), "test")}
         write_text(args.result_path / "args.json", json.dumps({**tested.settings, **origin}, indent=1))
         write_text(file, json.dumps(metrics, indent=1))
     else:

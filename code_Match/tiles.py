@@ -10,8 +10,8 @@ from functools import partial
 import torch
 
 from shared.dataset import held_out_tiles
-from shared.layouts import find_data, list_images, list_split, read_any_image, read_leave_out, read_pairs_csv
-from shared.layouts import read_tiles_csv
+from shared.layouts import check_ids, compare_ids, find_data, list_images, list_split, read_any_image
+from shared.layouts import read_leave_out, read_pairs_csv, read_tiles_csv
 from shared.plumbing.errors import InputError, several
 from shared.reading import READERS
 from shared.windows import Windows, stack_tiles
@@ -68,8 +68,12 @@ def load_tiles(data_path, split, workers, readers=READERS):
         files = {modality: list_images(folder / modality, problems) for modality in ("opt", "sar")}
         for name in sorted(files["opt"].keys() ^ files["sar"].keys()):
             problems.append(f"{folder}: tile {name} is not there in both modalities")
+        zeros, _ = compare_ids(root / "tiles.csv", split, read_tiles_csv(root, split).keys(), files["opt"].keys())
+        problems += zeros
     else:
-        listing = list_split(root, split, problems).without(left_out)
+        listing = list_split(root, split, problems)
+        check_ids(root, split, listing, problems)
+        listing = listing.without(left_out)
         files = {"opt": listing.opt, "sar": {}}
         for place, image in listing.sar.values():
             files["sar"].setdefault(place, image)

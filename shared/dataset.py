@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import torch
 
-from shared.layouts import find_data, list_split, read_image, read_leave_out, read_pairs_csv
+from shared.layouts import check_ids, find_data, list_split, read_image, read_leave_out, read_pairs_csv
 from shared.plumbing import distributed
 from shared.plumbing.errors import InputError, several
 from shared.plumbing.image_store import keep_images
@@ -268,7 +268,11 @@ def _read_split(root, split, img_size, workers, store, readers, problems):
     """Decode one split; what is wrong with it is appended to `problems`, and then None is returned."""
     before = len(problems)
     left_out = read_leave_out(root, split)
-    listing = list_split(root, split, problems).without(left_out)
+    listing = list_split(root, split, problems)
+    notes = check_ids(root, split, listing, problems)
+    if notes and distributed.rank() == 0:
+        print("\n".join(notes))
+    listing = listing.without(left_out)
     rows = {name: {"x_m": x, "y_m": y} for name, (x, y) in listing.positions.items()}
     rows.update(read_pairs_csv(root, split))
     opt, sar = _with_partners(listing, split, problems)

@@ -4,7 +4,6 @@ FOLDER/MODALITY_FC.npy and MODALITY_POOL5.npy: (N, D) float32. MODALITY.csv: a r
 file, x_m, y_m. MODALITY.json: the run's weights, the flags that change an embedding, and the images' names, sizes and
 times. It is written last: without it a folder is not whole. MODALITY is opt or sar.
 """
-import csv
 import hashlib
 import json
 import os
@@ -139,7 +138,7 @@ def _read(folder, modality, feature, source, files=None):
         theirs, images = dict(note["made_by"]), note["images"]
         array = np.load(folder / f"{modality}_{feature}.npy", mmap_mode="c", allow_pickle=False)
         rows = read_rows(folder / f"{modality}.csv", errors="surrogateescape")
-    except (OSError, EOFError, ValueError, KeyError, TypeError, csv.Error) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, InputError) as error:
         raise ValueError(f"holds no whole embeddings ({error})")
     if array.ndim != 2 or array.dtype != FLOAT32 or not rows or "name" not in rows[0]:
         raise ValueError(f"holds no embeddings in {modality}_{feature}.npy, or no names in {modality}.csv")

@@ -5,6 +5,7 @@ from pathlib import Path
 from shared.dataset import describe_gallery, load_splits
 from shared.embeddings import made_by, save_embeddings
 from shared.evaluate import format_metrics
+from shared.fingerprint import fingerprint
 from shared.layouts import find_data, list_split
 from shared.model import load_model
 from shared.plumbing import distributed
@@ -26,6 +27,7 @@ class FinishedRun:
         self.args, self.folder, self.row = args, args.run, args.result_path
         self.tested = bool(self.row) and (self.row / "metrics.json").is_file()
         if self.tested:
+            require_row_of(self.row, self.folder, self._path_of(read_settings(self.folder)), tta=args.tta)
             metrics = json.loads((self.row / "metrics.json").read_text())
             print(f"{self.row} is finished\n{format_metrics(metrics)}")
             return
@@ -37,10 +39,13 @@ class FinishedRun:
             self.model.compile()
         self.settings = read_settings(args.run)
 
+    def _path_of(self, settings):
+        """The data set to test on: --data_path, or the one that the run was evaluated on (its own, or its target)."""
+        return self.args.data_path or settings.get("target_path") or settings["data_path"]
+
     def load_pairs(self, split="test"):
         """The split that the run was evaluated on (of its own data set, or its target), or of --data_path."""
-        own = self.settings.get("target_path") or self.settings["data_path"]
-        self.data_path, self.split = self.args.data_path or own, split
+        self.data_path, self.split = self._path_of(self.settings), split
         regions = None if self.args.data_path else self.settings.get("target_region")
         is_own = self.args.data_path is None and not self.settings.get("target_path")
         self.readers = readers_of_run(self.args.run, self.args, is_own)
@@ -64,7 +69,8 @@ class FinishedRun:
             return
         seconds = json.loads((self.folder / "metrics.json").read_text())["seconds"]
         self.row.mkdir(parents=True, exist_ok=True)
-        settings = {**self.settings, **origin, "run": str(self.folder)}
+        tested = {"tested_data": fingerprint(find_data(self.data_path), "test")}
+        settings = {**self.settings, **origin, **tested, "run": str(self.folder)}
         write_text(self.row / "args.json", json.dumps(settings, indent=1))
         write_text(self.row / "retrieval.json", json.dumps(found))
         write_text(self.row / "metrics.json", summary(metrics, seconds, pairs, "test"))
@@ -89,6 +95,25 @@ class FinishedRun:
         """Wait for the other processes, and leave them."""
         distributed.wait()
         distributed.stop()
+
+
+def require_row_of(row, run, data_path, **flags):
+    """InputError where a row's folder holds the figures of another run, of other data or with other flags.
+
+    A row of before something was written to its args.json is taken for what is asked for.
+    """
+    settings, differing = read_settings(row), []
+    if Path(settings.get("run", run)).resolve() != Path(run).resolve():
+        differing.append(f"run {settings['run']} there, {run} here")
+    for name, here in flags.items():
+        if settings.get(name, here) != here:
+            differing.append(f"{name} {settings[name]} there, {here} here")
+    here = fingerprint(find_data(data_path), "test")
+    there = settings.get("tested_data", here)
+    if there != here:
+        differing.append(f"test images of {settings['data_path']} there ({there}), of {data_path} here ({here})")
+    if differing:
+        raise InputError(f"{row} holds other figures ({'; '.join(differing)}): give another --result_path")
 
 
 def read_settings(folder):

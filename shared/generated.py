@@ -4,7 +4,6 @@ A folder of generated images lies like any data set: FOLDER/{train,test}/{opt,sa
 drawn from the place's SAR image and sar/ what was drawn from its optical one, and pairs.csv.
 """
 import json
-import resource
 import shutil
 import time
 from dataclasses import replace
@@ -14,9 +13,11 @@ import cv2
 import torch
 
 from shared.dataset import decode_images, load_splits
+from shared.fingerprint import fingerprints
 from shared.layouts import find_data, list_images
 from shared.plumbing.errors import InputError, several
 from shared.plumbing.files import write_bytes, write_text
+from shared.plumbing.memory import peak_memory
 from shared.reading import readers_of_run
 
 SPLITS = ("train", "test")
@@ -30,7 +31,13 @@ def generate(args, settings, img_size, translate):
     function of (N, S, S, 3) uint8 images and what to draw, `opt` or `sar`. generated.json is written last: where it is,
     the images are whole.
     """
+    data = fingerprints(args.data_path or settings["data_path"])
     if (args.result_path / DONE).is_file():
+        made = json.loads((args.result_path / DONE).read_text())
+        of_this_run = Path(made.get("run", args.run)).resolve() == args.run.resolve()
+        if not of_this_run or made.get("data", data) != data:
+            raise InputError(f"{args.result_path} holds images that {made['run']} drew of {made['data_path']}, another "
+                             "run or another data set: give another --result_path")
         print(f"{args.result_path} is finished")
         return
     data_path = args.data_path or settings["data_path"]
@@ -48,9 +55,11 @@ def generate(args, settings, img_size, translate):
     for name in ("pairs.csv", "leave_out.csv"):
         if (find_data(data_path) / name).is_file():
             shutil.copyfile(find_data(data_path) / name, args.result_path / name)
-    took = {"images": count, "seconds_for_1000": 1000 * seconds / count,
-            "peak_memory_MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
-    write_text(args.result_path / DONE, json.dumps({**took, "data_path": str(data_path)}, indent=1))
+    took = {"images": count, "seconds_for_1000": 1000 * seconds / count}
+    if (peak := peak_memory()) is not None:
+        took["peak_memory_MiB"] = peak / 2**20
+    origin = {"run": str(args.run), "data_path": str(data_path), "data": data}
+    write_text(args.result_path / DONE, json.dumps({**took, **origin}, indent=1))
     print(f"{args.result_path}: " + ", ".join(f"{name} {value:.4g}" for name, value in took.items()))
 
 

@@ -3,7 +3,6 @@
 A reader takes (root, split, problems) and returns a Listing; what is wrong is appended to `problems`, naming the
 file. A new layout is a reader, what tells it, and an entry of LAYOUTS; nothing else knows layouts apart.
 """
-import csv
 import json
 import math
 from dataclasses import dataclass, field
@@ -209,7 +208,8 @@ def read_pairs_csv(root, split=None):
             except ValueError:
                 row[column] = math.nan
             if not math.isfinite(row[column]):
-                raise InputError(f"{file}: {column} of {name} is {text!r}; give metres, or leave it empty")
+                raise InputError(f"{file}: {column} of {name} is {text!r}; "
+                                 "give metres with a decimal point, or leave it empty")
     return rows
 
 
@@ -239,13 +239,57 @@ def read_leave_out(root, split):
 def _read_csv(file, split, key="id"):
     if not file.is_file():
         return {}
-    try:
-        rows = read_rows(file)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{file} cannot be read as CSV in UTF-8 ({error}): save it as that")
+    rows = read_rows(file)
     if rows and not {"split", key} <= rows[0].keys():
         raise InputError(f"{file}: the first line must name the columns split and {key}")
     return {row[key]: row for row in rows if split in (None, row["split"])}
+
+
+def check_ids(root, split, listing, problems):
+    """Hold the ids of pairs.csv and leave_out.csv against the images of a split, a Listing of all of them.
+
+    Appended to `problems`: ids that differ from an image's name by leading zeros alone, since a spreadsheet takes 0001
+    for the number 1; and a pairs.csv none of whose ids is an image's. Returned as sentences, since there may be a
+    reason: other ids of no image (a part of the images was copied, a bad one removed), and places without a row of
+    pairs.csv, each of which counts as a tile of its own, also where --validate holds out.
+    """
+    names, notes = listing.opt.keys() | listing.sar.keys(), []
+    pairs, leave_out = root / "pairs.csv", root / "leave_out.csv"
+    if not names:
+        return notes
+    eaten, unknown = compare_ids(leave_out, split, _read_csv(leave_out, split).keys(), names)
+    problems.extend(eaten)
+    notes.extend(unknown)
+    ids = _read_csv(pairs, split).keys()
+    eaten, unknown = compare_ids(pairs, split, ids, names)
+    if ids and not ids & names and not eaten:
+        eaten = [f"{pairs}: none of its {len(ids)} ids of {split} is the name of an image "
+                 f"(an id: {min(ids)}, an image: {min(names)})"]
+    if eaten:
+        problems.extend(eaten)
+        return notes
+    notes.extend(unknown)
+    without = listing.opt.keys() - ids
+    if without and pairs.is_file():
+        notes.append(f"{pairs}: {len(without)} of {len(listing.opt)} places of {split} have no row, and each counts as "
+                     f"a tile of its own (the first: {min(without)})")
+    return notes
+
+
+def compare_ids(file, split, ids, names):
+    """The ids of a CSV that are no name: ([sentence] of leading zeros, [sentence] of others), each empty or of one."""
+    by_number = {name.lstrip("0"): name for name in sorted(names - ids)}
+    eaten, unknown = [], []
+    for name in sorted(ids - names):
+        (eaten if name.lstrip("0") in by_number else unknown).append(name)
+    zeros, others = [], []
+    if eaten:
+        zeros.append(f"{file}: {len(eaten)} of {len(ids)} ids of {split} differ from an image's name by leading zeros "
+                     f"({eaten[0]} for {by_number[eaten[0].lstrip('0')]}), as a spreadsheet leaves them: "
+                     "write them as the files are named")
+    if unknown:
+        others.append(f"{file}: {len(unknown)} of {len(ids)} ids of {split} are of no image (the first: {unknown[0]})")
+    return zeros, others
 
 
 def list_images(folder, problems):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision import models
 
+from shared.plumbing import distributed
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import load_tensors
 from shared.plumbing.small_maps import use_small_map_convolutions
@@ -15,6 +16,7 @@ from shared.plumbing.small_maps import use_small_map_convolutions
 POOLINGS = ("max", "avg", "grid", "cells")
 GRID = 3
 CELL_DIM = 16
+WRAPPERS = ("state_dict", "model")                      # of a checkpoint: what a state dict lies under
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -140,9 +142,9 @@ def build_model(args, device):
 
 
 def load_model(folder, device):
-    """The model of a finished run and its image size. InputError where the folder holds none."""
+    """The model of a finished run, in evaluation mode, and its image size. InputError where the folder holds none."""
     model, img_size = _read_run(Path(folder), "--run")
-    return _onto(model, device), img_size
+    return _onto(model, device).eval(), img_size
 
 
 def _onto(model, device):
@@ -193,8 +195,10 @@ def _read_run(folder, flag):
 def initialize(model, init):
     """Fill the backbone: `imagenet`, `none`, the folder of a finished run, or the file of a torchvision state dict.
 
-    A run gives its stages, each modality's to the same modality, and not its embedding. A state dict is a torchvision
-    ResNet's (its fc.* entries are left out), read with weights_only=True; both copies of a stage are filled alike.
+    A run gives its stages, each modality's to the same modality, and not its embedding. A state dict is read with
+    weights_only=True, also from inside a checkpoint (WRAPPERS) and from under a prefix (module., _orig_mod., backbone.,
+    encoder. ...), which is said; what is not the backbone's (fc.*, a head) is left out, and both copies of a stage are
+    filled alike.
     Raises InputError where the weights cannot be had or belong to another architecture.
     """
     if init == "none":
@@ -211,17 +215,45 @@ def initialize(model, init):
                              "train from scratch, or --init FILE with a state dict that you have")
     else:
         state = load_tensors(init, "--init")
-        if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-            raise InputError(f"--init {init} is neither a state dict (names to tensors) nor the folder of a run")
     resnet = BACKBONES[arch].build(weights=None)
-    state = {name: value for name, value in state.items() if not name.startswith("fc.")}
-    wanted = {name: value for name, value in resnet.state_dict().items() if not name.startswith("fc.")}
-    if state.keys() != wanted.keys() or any(state[name].shape != wanted[name].shape for name in wanted):
+    resnet.fc = nn.Identity()
+    try:
+        resnet.load_state_dict(_backbone_of(state, resnet, init))
+    except RuntimeError:
         raise InputError(f"--init {init} does not hold the weights of a torchvision {arch}: "
                          "give the --arch it was made with")
-    resnet.load_state_dict(state, strict=False)
     for modality in ("opt", "sar"):
         _copy_stages(_stages(resnet), model.stages_of(modality))
+
+
+def _backbone_of(state, network, init):
+    """Of what an --init file holds the entries that are the network's, by the network's own names.
+
+    A new dictionary without a version: load_state_dict then fills in what older files lack, such as the
+    num_batches_tracked that torchvision's official ones do not hold.
+    """
+    if isinstance(state, dict) and "img_size" in state:
+        raise InputError(f"--init {init} is a run's weights.pt: give the folder of the run")
+    wrappers = []
+    while isinstance(state, dict) and (inside := [name for name in WRAPPERS if isinstance(state.get(name), dict)]):
+        wrappers.append(inside[0])
+        state = state[inside[0]]
+    if not isinstance(state, dict) or not any(isinstance(value, torch.Tensor) for value in state.values()):
+        raise InputError(f"--init {init} is neither a state dict (names to tensors) nor the folder of a run")
+    state = {str(name): value for name, value in state.items()}
+    weights = [name for name, _ in network.named_parameters()]
+    prefixes = [name.removesuffix(weights[0]) for name in state if name.endswith(weights[0])]
+    prefixes = [prefix for prefix in prefixes if all(prefix + name in state for name in weights)]
+    if len(prefixes) > 1:
+        raise InputError(f"--init {init} holds several networks ({', '.join(map(repr, prefixes))}): "
+                         "give a file with one of them")
+    prefix = prefixes[0] if prefixes else ""
+    places = [f"inside {name!r}" for name in wrappers] + [f"under the prefix {prefix!r}"] * bool(prefix)
+    if places and distributed.rank() == 0:
+        print(f"--init {init}: the weights are {', '.join(places)}")
+    own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    modules = {name.split(".")[0] for name in weights}
+    return {name: value for name, value in own.items() if name.split(".")[0] in modules}
 
 
 def _initialize_from_run(model, folder):

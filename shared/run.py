@@ -18,15 +18,16 @@ from tqdm import tqdm
 
 from shared.dataset import draw_batches, steps_per_epoch, to_float
 from shared.evaluate import embed_pairs, evaluate, features_of, format_metrics, retrievals, search
+from shared.fingerprint import differing_data, fingerprints, has_begun
 from shared.plumbing import distributed
 from shared.plumbing.device import autocast, autocast_dtype, choose_device
 from shared.plumbing.errors import InputError, Interrupted
 from shared.plumbing.files import append_text, load_tensors, write_rows, write_tensors, write_text
 from shared.reading import READING, save_readers
 
-# What may differ between a run and its continuation: where it is and how it was asked for, not what it is.
-NOT_THE_RUN = ("result_path", "data_path", "device", "workers", "store", "compile", "fresh", "recipe", "defaults",
-               "eval_every")
+# What may differ between a run and its continuation: where it is and how it was asked for, not what it is. Where the
+# data lie may differ, too; what they are is told by their fingerprint.
+NOT_THE_RUN = ("result_path", "device", "workers", "store", "compile", "fresh", "recipe", "defaults", "eval_every")
 
 # A loss that passes the value of embeddings that are all alike on the way down seldom stays there. Where each modality
 # has collapsed to a point of its own it stands a little above.
@@ -69,31 +70,42 @@ class Run:
     def _open(self):
         """Make the folder, or check that what it holds is this very run."""
         file = self.folder / "args.json"
+        settings = {name: value for name, value in vars(self.args).items() if name not in NOT_THE_RUN}
+        settings["data_path"] = str(self.args.data_path)
+        settings["data"] = fingerprints(self.args.data_path, settings.get("target_path"), settings.get("validate"))
         if self.args.fresh and file.is_file():
             shutil.rmtree(self.folder)
-        settings = {name: value for name, value in vars(self.args).items() if name not in NOT_THE_RUN}
-        settings["data_set"] = Path(self.args.data_path).name
-        if file.is_file():
-            self._check_settings(settings, json.loads(file.read_text()))
+        theirs = json.loads(file.read_text()) if file.is_file() else {}
+        self._check_settings(settings, theirs)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"--result_path {self.folder} cannot be made ({error.strerror}): give another")
-        write_text(file, json.dumps({**settings, "data_path": str(self.args.data_path)}, indent=1))
-        if (self.folder / "metrics.json").is_file():
+        finished = (self.folder / "metrics.json").is_file()
+        if not finished or theirs.get("data") == settings["data"]:    # a finished run goes on naming the data it saw
+            write_text(file, json.dumps(settings, indent=1))
+        if finished:
             metrics = json.loads((self.folder / "metrics.json").read_text())
             print(f"{self.folder} is finished (--fresh starts over)\n{format_metrics(metrics)}".rstrip())
 
     def _check_settings(self, ours, theirs):
-        """InputError where the folder's run was begun with other arguments; a flag it did not know had its default."""
-        differing = []
-        for name, value in ours.items():
+        """InputError where the folder's run was begun with other arguments, or on other data.
+
+        A flag that it did not know had its default. A run of before there were fingerprints has its data set's name.
+        """
+        if not has_begun(self.folder):
+            return
+        if "data" in theirs:
+            differing, same = differing_data(ours, theirs), ("data", "data_path", "target_path")
+        else:
+            differing, same = [], ("data", "data_path")
+            ours = {**ours, "data_set": Path(self.args.data_path).name}
+        for name in ours.keys() - set(same):
             there = theirs.get(name, self.args.defaults.get(name))
-            if there != value:
-                differing.append(f"{name} {there} there, {value} here")
-        begun = any((self.folder / name).is_file() for name in ("checkpoint.pt", "weights.pt"))
-        if differing and begun:
-            raise InputError(f"{self.folder} holds a run with other arguments ({'; '.join(differing)}): "
+            if there != ours[name]:
+                differing.append(f"{name} {there} there, {ours[name]} here")
+        if differing:
+            raise InputError(f"{self.folder} holds a run with other arguments ({'; '.join(sorted(differing))}): "
                              "give another --result_path, or --fresh to start over")
 
     def log(self, text):
@@ -222,6 +234,9 @@ class Run:
         """
         means = self._check_terms()
         self.epoch, self.step, self.terms = self.epoch + 1, 0, []
+        for module in (model, *self.parts.values()):
+            if isinstance(module, torch.nn.Module):
+                distributed.average_batchnorm(module)                 # what is evaluated is what is saved
         is_last = self.epoch == self.args.epochs
         row = {"epoch": self.epoch, "lr": schedule.get_last_lr()[0], **means, **dict(figures),
                "seconds": round(self.seconds, 1)}
@@ -257,9 +272,9 @@ class Run:
                 epochs_near += 1
             is_last = self.epoch == self.args.epochs
             if epochs_near == STUCK_EPOCHS or (is_last and epochs_near > STUCK_EPOCHS):
+                remedy = "a lower --lr" if self.args.schedule == "cosine" else "a lower --lr or --schedule cosine"
                 self.log(f"the {name} loss has stood near {level:.4g} for {STUCK_EPOCHS} epochs, as where all "
-                         "embeddings are alike: they have collapsed; if it stays there, try a lower --lr or --schedule "
-                         "cosine")
+                         f"embeddings are alike: they have collapsed; if it stays there, try {remedy}")
 
     def _check_terms(self):
         """The mean of each loss term so far; a term that is not finite ends the run."""

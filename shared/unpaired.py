@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from shared.dataset import decode_images
-from shared.layouts import find_data, list_split, read_leave_out, read_pairs_csv
+from shared.layouts import check_ids, find_data, list_split, read_leave_out, read_pairs_csv
 from shared.plumbing.errors import InputError, several
 from shared.reading import READERS, readers_of
 from shared.tones import evenly, measure_tones
@@ -84,7 +84,9 @@ def load_unpaired(data_path, img_size, workers, seed=0, regions=None, readers=RE
     Raises InputError that names every bad file, or where a modality is left without images.
     """
     root, problems = find_data(data_path), []
-    listing = list_split(root, "train", problems).without(read_leave_out(root, "train"))
+    listing = list_split(root, "train", problems)
+    check_ids(root, "train", listing, problems)
+    listing = listing.without(read_leave_out(root, "train"))
     if problems:
         raise several(f"the data set {root} has {len(problems)} problem(s); mend or remove these files:", problems)
     rows = read_pairs_csv(root, "train")

@@ -186,6 +186,14 @@ def test_overlapping_crops_are_found_by_position(data, tmp_path):
     assert wider.returncode == 1
 
 
+def test_ids_that_match_nothing_are_told(data, tmp_path):
+    rows = [f"train,{i},t" for i in range(24)] + ["test,0003,t", "test,0777,t"]
+    (data / "pairs.csv").write_text("split,id,tile\n" + "\n".join(rows) + "\n")
+    amiss = section(check(data, tmp_path / "out", "--sample", "2").stdout, "folders or files amiss")
+    assert len(amiss) == 3 and "pairs.csv: 24 of 24 ids of train differ from an image's name by leading" in amiss[0]
+    assert "(the first: 0777)" in amiss[1] and "11 of 12 places of test have no row" in amiss[2]
+
+
 def best_shift(data, name):
     """((across, down), correlation): where a training pair fits best."""
     images = [np.array(Image.open(data / "train" / modality / f"{name}.png")) for modality in ("opt", "sar")]

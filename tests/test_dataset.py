@@ -7,8 +7,9 @@ import torch
 from PIL import Image
 
 from shared.dataset import describe, draw_batches, hold_out, load_splits, steps_per_epoch
-from shared.layouts import find_data
+from shared.layouts import find_data, read_pairs_csv
 from shared.plumbing.errors import InputError
+from shared.unpaired import load_unpaired
 
 
 def save(file, image):
@@ -221,6 +222,59 @@ def test_a_bad_pairs_csv_is_one_sentence(tmp_path, content, words):
     with pytest.raises(InputError) as caught:
         load_splits(data, ("train", "test"), 8, 1)
     assert words in str(caught.value) and "pairs.csv" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [
+    "split,id,tile,x_m\ntest,p00,a,1.5\ntest,p01,b,\ntest,p02,b,\ntest,p03,c,\n".encode("utf-8-sig"),
+    b"split;id;tile;x_m;\r\ntest;p00;a;1.5;\r\ntest;p01;b;;\r\ntest;p02;b;;\r\ntest;p03;c;;\r\n",
+    b"split\tid\ttile\tx_m\ntest\tp00\ta\t1.5\ntest\tp01\tb\t\ntest\tp02\tb\t\ntest\tp03\tc\t\n",
+    b'split, id, tile, x_m\ntest, p00, "a", 1.5\ntest , p01 , b ,\ntest, p02, b\n test, p03, c\n',
+])
+def test_what_spreadsheets_write_is_read(tmp_path, content, capsys):
+    data = make_data(tmp_path / "d")
+    (data / "pairs.csv").write_bytes(content)
+    (data / "leave_out.csv").write_bytes("split;id\ntrain;p02\n".encode("utf-8-sig"))
+    assert read_pairs_csv(data)["p00"] == {"split": "test", "id": "p00", "tile": "a", "x_m": 1.5} | (
+        {"": ""} if b"x_m;\r" in content else {})
+    test, train = load_splits(data, ("test", "train"), 8, 1)
+    assert test.tiles == ["a", "b", "b", "c"] and "p02" not in train.names
+    assert "of no image" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name, content, words", [
+    ("pairs.csv", "split,id,tile\n" + "".join(f"train,{i},t\n" for i in range(1, 6)),
+     "5 of 5 ids of train differ from an image's name by leading zeros (1 for 0001)"),
+    ("leave_out.csv", "split,id\ntrain,3\n", "1 of 1 ids of train differ from an image's name by leading zeros (3 for"),
+    ("pairs.csv", "split,id\ntrain,a\ntrain,b\n", "none of its 2 ids of train is the name of an image (an id: a,"),
+    ("pairs.csv", "split,id,tile\ntrain,0001,a,b\n", "line 2: more fields than the first line names"),
+])
+def test_ids_that_match_nothing_are_one_sentence(tmp_path, name, content, words):
+    """Each of these was ignored, and --validate then held out places whose neighbours were trained on."""
+    data = make_data(tmp_path / "d")
+    for modality in ("opt", "sar"):
+        for i in range(6):
+            (data / f"train/{modality}/p{i:02d}.png").rename(data / f"train/{modality}/{i:04d}.png")
+    (data / name).write_text(content)
+    with pytest.raises(InputError) as caught:
+        load_splits(data, ("train", "test"), 8, 1)
+    assert words in str(caught.value) and str(data / name) in str(caught.value)
+    if "line 2" not in words:
+        with pytest.raises(InputError, match="no image|leading zeros|none of its"):
+            load_unpaired(data, 8, 1)
+
+
+def test_ids_for_which_there_may_be_a_reason_are_said(tmp_path, capsys):
+    """A part of the images was copied; pairs.csv names what leave_out.csv leaves out."""
+    data = make_data(tmp_path / "d")
+    rows = [f"train,p{i:02d},t" for i in (0, 1, 2, 7, 8)] + [f"test,p{i:02d},t" for i in range(4)]
+    (data / "pairs.csv").write_text("split,id,tile\n" + "\n".join(rows) + "\n")
+    (data / "leave_out.csv").write_text("split,id\ntrain,p01\ntest,p99\n")
+    train, test = load_splits(data, ("train", "test"), 8, 1)
+    assert len(train) == 5 and sorted(capsys.readouterr().out.splitlines()) == [
+        f"{data}/leave_out.csv: 1 of 1 ids of test are of no image (the first: p99)",
+        f"{data}/pairs.csv: 2 of 5 ids of train are of no image (the first: p07)",
+        f"{data}/pairs.csv: 3 of 6 places of train have no row, and each counts as a tile of its own (the first: p03)",
+    ]
 
 
 def test_a_leave_out_csv_that_is_not_utf8(tmp_path):

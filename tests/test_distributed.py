@@ -1,4 +1,5 @@
 """Two processes on the CPU: the same loss and gradients as one, one log, and no hang when one of them dies."""
+import json
 import os
 import subprocess
 import sys
@@ -34,9 +35,15 @@ critic_step(critic, optimizer, fc.chunk(kinds)[0], fc.chunk(kinds)[kinds // 2])
 loss = cross_modal_triplet(fc, kinds, 0.5) + critic.model_loss(fc.chunk(kinds)[0], fc.chunk(kinds)[kinds // 2])
 loss.backward()
 rows = distributed.gather_shares(torch.arange(7.0).view(7, 1)[distributed.share(7)], torch.device("cpu"))
+norm = torch.nn.BatchNorm1d(24)                             # each keeps the averages of its own share
+norm(inputs[:, distributed.share(places)].flatten(0, 1).detach() + distributed.rank())
+own = norm.running_mean.clone(), norm.running_var.clone()
+distributed.average_batchnorm(torch.nn.Sequential(torch.nn.Linear(2, 2), norm))
 stop = distributed.any_process(distributed.rank() == 1, torch.device("cpu"))
 state = {{"loss": loss.detach(), "weight": layer.weight.grad, "fc": fc.detach(), "critic": critic.state_dict()}}
-torch.save({{**state, "rows": rows, "stop": stop}}, f"{{out}}/{{distributed.world_size()}}_{{distributed.rank()}}.pt")
+averages = {{"own": own, "averaged": (norm.running_mean, norm.running_var)}}
+file = f"{{out}}/{{distributed.world_size()}}_{{distributed.rank()}}.pt"
+torch.save({{**state, **averages, "rows": rows, "stop": stop}}, file)
 distributed.stop()
 """
 
@@ -72,6 +79,12 @@ def test_two_halves_give_the_loss_and_gradients_of_the_whole(tmp_path, kinds):
         )
         assert two["rows"].flatten().tolist() == list(range(7)) and two["stop"]
     assert one["weight"].abs().sum() > 0
+    assert all(torch.equal(own, same) for own, same in zip(one["own"], one["averaged"]))
+    first, second = (torch.load(tmp_path / f"2_{rank}.pt") for rank in (0, 1))
+    for i in (0, 1):
+        mean = (first["own"][i] + second["own"][i]) / 2
+        assert not torch.allclose(first["own"][i], second["own"][i], atol=1e-3)
+        assert torch.allclose(first["averaged"][i], mean) and torch.equal(first["averaged"][i], second["averaged"][i])
 
 
 def test_a_script_trains_on_two_processes_and_tests_alike(demo, tmp_path):
@@ -88,6 +101,9 @@ def test_a_script_trains_on_two_processes_and_tests_alike(demo, tmp_path):
     for call in (script, partial(torchrun, 2, "--")):
         tested = call("code_Adv/test.py", "--run", out, "--amp", "off", "--save_embeddings")
         assert tested.returncode == 0 and tested.stdout.count("FC: top-1") == 1, tested.stderr
+        metrics, test = (json.loads((out / name).read_text()) for name in ("metrics.json", "test.json"))
+        for feature in ("FC", "POOL5"):
+            assert metrics[feature] == pytest.approx(test[feature], abs=1e-6), "the run's figures are its weights'"
         embeddings.append({file.name: numpy.load(file) for file in (out / "embeddings").glob("*.npy")})
     assert sorted(embeddings[0]) == ["opt_FC.npy", "opt_POOL5.npy", "sar_FC.npy", "sar_POOL5.npy"]
     for name, array in embeddings[0].items():

@@ -48,12 +48,6 @@ def test_the_readme_fits_its_first_hour():
         assert len((ROOT / name).read_text().splitlines()) <= 110
 
 
-def test_commands_of_the_readme_exist():
-    text = "".join(file.read_text() for file in DOCUMENTS)
-    scripts = set(re.findall(r"python ((?:code\w*|tools|data)/[\w/]+\.py)", text))
-    assert len(scripts) >= 8 and all((ROOT / script).is_file() for script in scripts)
-
-
 # The answers -------------------------------------------------------------------------------------------------------
 
 def test_the_answers_are_written_from_one_file_of_figures():

@@ -1,5 +1,6 @@
 """Generators between the modalities, and what is done with the images that they draw."""
 import json
+import shutil
 
 import pytest
 import torch
@@ -189,6 +190,9 @@ def test_a_generator_is_trained_killed_resumed_and_its_images_are_a_data_set(fol
     assert took["images"] == 72 and took["seconds_for_1000"] > 0 and took["peak_memory_MiB"] > 100
     again = script(f"{folder}/generate.py", "--run", tmp_path / "whole", "--result_path", tmp_path / "drawn")
     assert again.returncode == 0 and "is finished" in again.stdout
+    shutil.copytree(tmp_path / "whole", tmp_path / "another")
+    other = script(f"{folder}/generate.py", "--run", tmp_path / "another", "--result_path", tmp_path / "drawn")
+    assert other.returncode == 2 and f"{tmp_path}/whole drew of {demo}, another run" in other.stderr
 
     # Any script reads them as a data set; auxiliary training as pseudo-modal images.
     done = script("code/train.py", "--data_path", tmp_path / "drawn", *SMALL, "--epochs", "1", "--result_path",

@@ -100,9 +100,8 @@ ROWS = re.findall(r"^(row|test_row) +(\S+) +(code[\w/.]*) +(.*)$|^(row) +(\S+) +
 ROWS = [tuple(filter(None, groups)) for groups in ROWS]
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[1])
-def test_every_row_of_run_sh_has_flags_that_its_script_takes(row, monkeypatch):
-    """What a table that is seldom asked for would trip over."""
+def command_of(row):
+    """(script, words) of a row: what run.sh calls, with the demo pairs' settings."""
     kind, name, folder, *rest = row
     words = " ".join(rest).split()
     if kind == "test_row":
@@ -111,12 +110,18 @@ def test_every_row_of_run_sh_has_flags_that_its_script_takes(row, monkeypatch):
     for setting, value in SETTINGS.items():
         words = re.sub(rf"\${setting}\b", value, words)
     assert "$" not in words, words
-    starts_from = re.findall(r"@(\S+)", words)
-    assert set(starts_from) <= {other[1] for other in ROWS}
     profile = ["--data_path", "x", "--recipe", "cpu"] if kind == "row" else []
-    monkeypatch.setattr("sys.argv", ["script", *profile, "--result_path", "x", *words.split()])
     script_name = "" if folder.endswith(".py") else "train.py" if kind == "row" else "test.py"
-    load_script(ROOT / folder / script_name).arguments()
+    return ROOT / folder / script_name, [*profile, "--result_path", "x", *words.split()]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[1])
+def test_every_row_of_run_sh_has_flags_that_its_script_takes(row, monkeypatch):
+    """What a table that is seldom asked for would trip over."""
+    file, words = command_of(row)
+    assert {word[1:] for word in words if word.startswith("@")} <= {other[1] for other in ROWS}
+    monkeypatch.setattr("sys.argv", ["script", *words])
+    load_script(file).arguments()
 
 
 # Flags -------------------------------------------------------------------------------------------------------------

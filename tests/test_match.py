@@ -68,6 +68,18 @@ def test_tiles_and_what_is_hidden_of_them(tiled, tmp_path):
         load_tiles(root, "train", 2)
 
 
+def test_tiles_csv_whose_zeros_a_spreadsheet_has_eaten(tiled, tmp_path):
+    root = shutil.copytree(tiled, tmp_path / "data")
+    for modality in ("opt", "sar"):
+        (root / f"test_tiles/{modality}/d.png").rename(root / f"test_tiles/{modality}/007.png")
+    text = (root / "tiles.csv").read_text()
+    (root / "tiles.csv").write_text(text.replace("test,d,", "test,7,"))
+    with pytest.raises(InputError, match="tiles.csv: 1 of 2 ids of test differ .* leading zeros .7 for 007."):
+        load_tiles(root, "test", 2)
+    (root / "tiles.csv").write_text(text.replace("test,d,", "test;007;").replace(",", ";"))
+    assert load_tiles(root, "test", 2).hidden[0] == [(0, 0, 136, 20)]
+
+
 def test_crops_stand_for_tiles_that_are_not_there(demo):
     tiles = load_tiles(demo, "test", 2)
     assert len(tiles) == 12 and tiles.opt[0].shape == (200, 200, 3) and tiles.hidden == [[]] * 12

@@ -1,11 +1,16 @@
+import re
+import runpy
 import urllib.error
 
+import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 
+from conftest import ROOT
 from shared import options
-from shared.model import CELL_DIM, PseudoSiamese, build_model, embedding_width, initialize
+from shared.model import CELL_DIM, PseudoSiamese, build_model, embedding_width, initialize, load_model
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import write_tensors
 
@@ -139,6 +144,96 @@ def test_init_from_a_state_dict_fills_both_copies(tmp_path):
     assert torch.equal(model.shared_stages[-1][0].downsample[0].weight, resnet.layer4[0].downsample[0].weight)
 
 
+def official(arch="resnet18"):
+    """What torchvision's official files hold: every weight, fc.* included, and no num_batches_tracked."""
+    torch.manual_seed(3)
+    state = getattr(torchvision.models, arch)().state_dict()
+    return {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+
+
+def is_filled(model, state):
+    first, last = model.opt_stages[0][0].weight, model.shared_stages[-1][-1].bn2.running_var
+    return torch.equal(first, state["conv1.weight"]) and torch.equal(last, state["layer4.1.bn2.running_var"])
+
+
+def test_init_imagenet_takes_the_official_files(monkeypatch, tmp_path, capsys):
+    state = official()
+    state["layer4.1.bn2.running_var"] = torch.rand(512)
+    monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", lambda self, **how: dict(state))
+    model = PseudoSiamese("resnet18", 2)
+    initialize(model, "imagenet")
+    assert is_filled(model, state)
+    torch.save(state, tmp_path / "resnet18-f37072fd.pth")
+    model = PseudoSiamese("resnet18", 2)
+    initialize(model, tmp_path / "resnet18-f37072fd.pth")
+    assert is_filled(model, state) and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("wrappers, prefix, said", [
+    ([], "module.", "under the prefix 'module.'"),
+    ([], "_orig_mod.", "under the prefix '_orig_mod.'"),
+    ([], "backbone.", "under the prefix 'backbone.'"),
+    ([], "encoder.", "under the prefix 'encoder.'"),
+    ([], "module._orig_mod.backbone.", "under the prefix 'module._orig_mod.backbone.'"),
+    (["state_dict"], "", "inside 'state_dict'"),
+    (["model"], "", "inside 'model'"),
+    (["model", "state_dict"], "module.encoder.", "inside 'state_dict', inside 'model', under the prefix 'module.enc"),
+])
+def test_init_unwraps_a_checkpoint_and_says_so(tmp_path, capsys, wrappers, prefix, said):
+    state = official()
+    file = {f"{prefix}{name}": value for name, value in state.items()}
+    file["head.projector.weight"] = torch.ones(2, 2)
+    for name in wrappers:
+        file = {name: file, "epoch": 3, "optimizer": {0: torch.ones(1)}}
+    torch.save(file, tmp_path / "checkpoint.pth")
+    model = PseudoSiamese("resnet18", 2)
+    initialize(model, tmp_path / "checkpoint.pth")
+    out = capsys.readouterr().out
+    assert is_filled(model, state) and said in out and out.count("\n") == 1
+    with pytest.raises(InputError, match="does not hold the weights of a torchvision resnet34: give the --arch"):
+        initialize(PseudoSiamese("resnet34"), tmp_path / "checkpoint.pth")
+
+
+@pytest.mark.parametrize("theirs, ours", [("resnet34", "resnet18"), ("resnet18", "resnet34"), ("resnet50", "resnet34")])
+def test_init_from_another_architecture_is_one_sentence(tmp_path, theirs, ours):
+    torch.save(official(theirs), tmp_path / "weights.pth")
+    with pytest.raises(InputError, match=f"does not hold the weights of a torchvision {ours}: give the --arch"):
+        initialize(PseudoSiamese(ours), tmp_path / "weights.pth")
+
+
+def test_init_from_two_networks_in_one_file_is_refused(tmp_path):
+    both = {f"{name}.{key}": value for name in ("student", "teacher") for key, value in official().items()}
+    torch.save(both, tmp_path / "weights.pth")
+    with pytest.raises(InputError, match="several networks .'student.', 'teacher.'.: give a file with one"):
+        initialize(PseudoSiamese("resnet18"), tmp_path / "weights.pth")
+
+
+def test_a_run_is_loaded_in_evaluation_mode(tmp_path):
+    finished(tmp_path / "run")
+    model, img_size = load_model(tmp_path / "run", torch.device("cpu"))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        model(opt=torch.rand(1, 3, img_size, img_size))
+    assert not any(module.training for module in model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_notebook_of_the_documents_embeds_two_images(tmp_path, monkeypatch):
+    block, = re.findall(r"```python\n(.*?)```", (ROOT / "docs/evaluation.md").read_text(), re.S)
+    (tmp_path / "notebook.py").write_text(block)
+    (tmp_path / "results").mkdir()
+    model = finished(tmp_path / "results/NAME", specify_num=2).eval()
+    array = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    for name, image in zip(("opt", "sar"), array):
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+    monkeypatch.chdir(tmp_path)
+    names = runpy.run_path("notebook.py")
+    opt, sar = torch.from_numpy(array).permute(0, 3, 1, 2).float().div(255).split(1)
+    with torch.no_grad():
+        expected = model(opt=opt)[1] @ model(sar=sar)[1].T
+    assert names["score"] == pytest.approx(expected.item(), abs=1e-5) and -1 <= names["score"] < 0.999
+
+
 @pytest.mark.parametrize("arch, specify_num", [("resnet18", 0), ("resnet18", 2), ("resnet34", 5), ("resnet50", 1)])
 def test_maps_are_those_of_the_five_stages(arch, specify_num):
     torch.manual_seed(0)
@@ -196,7 +291,7 @@ def test_init_from_a_run_says_what_is_wrong(tmp_path):
     (tmp_path / "begun/args.json").write_text("{}")
     with pytest.raises(InputError, match="an unfinished run: the command that began it goes on"):
         initialize(PseudoSiamese("resnet18"), tmp_path / "begun")
-    with pytest.raises(InputError, match="neither a state dict .* nor the folder of a run"):
+    with pytest.raises(InputError, match="is a run's weights.pt: give the folder of the run"):
         initialize(PseudoSiamese("resnet18"), tmp_path / "run/weights.pt")
 
 

@@ -59,6 +59,15 @@ def test_a_failing_row_is_named_and_the_others_go_on(checkout, demo):
     assert "| triplet | FC |" in done.stdout and done.stdout.splitlines()[-1] == "results/demo/report.html"
 
 
+def test_a_second_data_set_of_the_same_name_does_not_enter_its_table(checkout, demo, tmp_path):
+    other = shutil.copytree(demo, tmp_path / "demo")
+    (other / "train/opt/0000.png").write_bytes((other / "train/opt/0001.png").read_bytes())
+    done = run_sh(checkout, DATA_PATH=str(other), EPOCHS="1", FLAGS="--img_size 32", ROWS="triplet+adv")
+    assert done.returncode == 2 and "== " not in done.stdout and not (checkout / "results/demo/triplet+adv").exists()
+    assert f"results/demo holds runs of another data set of this name, {demo} (48 files" in done.stderr
+    assert f"this is {other} (48 files" in done.stderr and "move results/demo away" in done.stderr
+
+
 def test_an_unknown_row_is_an_error_before_any_training(checkout, demo):
     done = run_sh(checkout, DATA_PATH=str(demo), ROWS="triplet triplet+magic")
     assert done.returncode == 2 and "ROWS names triplet+magic" in done.stderr and "==" not in done.stdout

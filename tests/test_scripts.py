@@ -220,5 +220,7 @@ def test_a_collapse_is_said_in_the_log(demo, baseline, tmp_path):
         "--lr", "0", "--lr_head", "0", "--margin", "1e6", "--epochs", "5",
     ]
     train("code", demo, tmp_path / "run", *stuck)
-    assert (tmp_path / "run/log.txt").read_text().count("have collapsed;") == 2, "when it is seen, and at the end"
+    log = (tmp_path / "run/log.txt").read_text()
+    assert log.count("have collapsed;") == 2, "when it is seen, and at the end"
+    assert log.count("try a lower --lr\n") == 2 and "--schedule" not in log, "the schedule is cosine already"
     assert "have collapsed" not in (baseline / "log.txt").read_text()

@@ -310,7 +310,7 @@ def side_by_side(runs, analyses):
     print(f"side by side: {folder / 'tsne_runs.png'}, {folder / 'cmc.png'}")
 
 
-def main():
+def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, action="append", required=True,
                         help="the folder of a run; may be given several times")
@@ -318,7 +318,10 @@ def main():
     parser.add_argument("--feature", choices=FEATURES, default="FC")
     parser.add_argument("--sample", type=options.positive, default=200, help="places in the t-SNE pictures")
     options.add_device(parser)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main(args):
     device = choose_device(args.device)
     models = [load_model(run, device) for run in args.run]            # a folder without a run is named before the work
     analyses = [analyze(run, *model, args, device) for run, model in zip(args.run, models)]
@@ -327,4 +330,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, arguments)

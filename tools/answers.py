@@ -54,8 +54,12 @@ def draw_filters(top1):
     return png(figure)
 
 
-def main():
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    return parser.parse_args()
+
+
+def main(args):
     for language, file in DOCUMENTS.items():
         write_text(file, written(language))
         print(file.relative_to(ROOT))
@@ -64,4 +68,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, arguments)

@@ -277,11 +277,14 @@ def growth(rounds):
 PARTS = {1: steps, 2: precision, 3: filters, 4: evaluation, 5: growth}
 
 
-def main():
+def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", type=int, nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--rounds", type=options.positive, default=10, help="how often the two sides alternate")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main(args):
     precision_of_auto = autocast(DEVICE, "auto").keywords["dtype"]
     print(f"torch {torch.__version__}, {DEVICE}, {torch.get_num_threads()} threads; {precision_of_auto}")
     print(f"{'':62s} {'ours':>13s} {'plain':>13s}   ratio")
@@ -290,4 +293,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main(arguments())

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's
 
 from shared import options
 from shared.dataset import resize
-from shared.layouts import TensorRow, find_data, list_split, read_image, read_leave_out, read_pairs_csv
+from shared.layouts import TensorRow, check_ids, find_data, list_split, read_image, read_leave_out, read_pairs_csv
 from shared.plumbing.errors import InputError, run_script, several
 from shared.plumbing.files import read_rows, write_rows, write_text
 from shared.reading import readers_of
@@ -256,7 +256,9 @@ def list_splits(root, readers, report):
     seen = Seen(readers)
     for split in SPLITS:
         excluded = read_leave_out(root, split)
-        listing = list_split(root, split, seen.amiss).without(excluded)
+        listing = list_split(root, split, seen.amiss)
+        seen.amiss.extend(check_ids(root, split, listing, seen.amiss))
+        listing = listing.without(excluded)
         if excluded:
             report(f"{split}: leave_out.csv leaves out {len(excluded)}")
         seen.listings[split] = listing

@@ -187,7 +187,7 @@ def note(run, trained):
     return text
 
 
-def main():
+def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_path", required=True)
     parser.add_argument("--run", type=Path, help="a run whose retrieval is measured on filtered test images")
@@ -199,7 +199,10 @@ def main():
     parser.add_argument("--out", type=Path)
     options.add_reading(parser)
     options.add_device(parser)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main(args):
     device = choose_device(args.device)
     out = args.out or Path("results") / Path(args.data_path).name / "filters"
     trained = trained_retrieval(args.trained)
@@ -233,4 +236,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, arguments)

@@ -66,7 +66,7 @@ def compare(drawn, modality, true, embeddings, embed_images):
             "distance": (vectors - embeddings[OTHER[modality]]).norm(dim=1).mean().item()}
 
 
-def main():
+def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_path", required=True)
     parser.add_argument("--run", required=True, type=Path, help="a run whose embeddings tell what images are like")
@@ -75,7 +75,10 @@ def main():
     parser.add_argument("--result_path", type=Path)
     options.add_reading(parser)
     options.add_device(parser)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main(args):
     device = choose_device(args.device)
     out = args.result_path or Path("results") / Path(args.data_path).name / "generated"
     model, img_size = load_model(args.run, device)
@@ -105,7 +108,7 @@ def main():
         for modality in TITLES:
             drawn = read_generated(folder, pairs.names, modality, img_size, args.workers, split="test")
             rows.append({"images": str(folder), **compare(drawn, modality, true, embeddings, embed_images),
-                         **{name: took[name] for name in TOOK}})
+                         **{name: took[name] for name in TOOK if name in took}})
             strip[f"{TITLES[modality]}, {folder.parent.name}"] = drawn
 
     out.mkdir(parents=True, exist_ok=True)
@@ -130,4 +133,4 @@ def places_of_all(pairs, folders):
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, arguments)

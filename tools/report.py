@@ -401,13 +401,16 @@ def notes(tables, data_set):
     return "".join(f"<p>{escape(line)}</p>" for line in lines)
 
 
-def main():
+def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="results/<data set>")
     add_tables(parser)
     parser.add_argument("--data_path", help="the data set (default: where the runs read it)")
     parser.add_argument("--queries", type=int, default=200, help="how many queries the gallery of retrievals shows")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main(args):
     all_tables = read_tables(args.folder, tables_of(args))
     own = {name: runs for name, runs in all_tables.items() if has_own_columns(runs)}
     tables = {name: runs for name, runs in all_tables.items() if name not in own}
@@ -459,4 +462,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, arguments)

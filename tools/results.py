@@ -199,16 +199,19 @@ def tables_of(args):
     return {ABLATION: args.rows, **{name: rows for name, *rows in args.table}}
 
 
-def main():
+def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="results/<data set>")
     add_tables(parser)
     parser.add_argument("--validation", action="store_true", help="of the runs evaluated on held-out training tiles")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main(args):
     evaluated_on = "validation" if args.validation else "test"
     for table, runs in read_tables(args.folder, tables_of(args), evaluated_on).items():
         write_table(args.folder, table, runs, evaluated_on)
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, arguments)

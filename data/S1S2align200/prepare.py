@@ -163,7 +163,7 @@ def write_tiles_csv(out, tiles, test):
     write_rows(out / "tiles.csv", columns, rows)
 
 
-def main():
+def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, nargs="?", help="the folder that the published archive unpacks to")
     parser.add_argument("out", type=Path)
@@ -176,7 +176,10 @@ def main():
                         help="also write the tiles whole, to train_tiles/ and test_tiles/, and where they lie, to "
                              "tiles.csv")
     parser.add_argument("--workers", type=int, default=2)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main(args):
     if args.download == bool(args.source):
         raise InputError("give either SOURCE or --download, and OUT behind it")
     source = args.source or args.out / "source"
@@ -215,4 +218,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, arguments)

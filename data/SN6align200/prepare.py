@@ -252,7 +252,7 @@ def join_cells(cells, views, block_of):
             pieces[name] += 1
 
 
-def main():
+def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path)
     parser.add_argument("out", type=Path)
@@ -274,8 +274,10 @@ def main():
                              "train_tiles/")
     parser.add_argument("--seed", type=int, default=0, help="of the split")
     parser.add_argument("--workers", type=int, default=2)
-    args = parser.parse_args()
+    return parser.parse_args()
 
+
+def main(args):
     tiles, orientations = find_tiles(args.source)
     if args.orientation != "both":
         tiles = [tile for tile in tiles if orientations[tile[0]] == ("north", "south").index(args.orientation)]
@@ -318,4 +320,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, arguments)

@@ -170,13 +170,16 @@ def make_pair(place, seed, out):
     return {"split": split, "id": f"{number:04d}", "region": region}
 
 
-def main():
+def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", nargs="?", type=Path, default=Path(__file__).resolve().parent)
     parser.add_argument("--train", type=int, default=192, help="training places")
     parser.add_argument("--test", type=int, default=96, help="test places")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main(args):
     places = [("train", i) for i in range(args.train)] + [("test", i) for i in range(args.test)]
     for split in ("train", "test"):
         for modality in ("opt", "sar"):
@@ -202,4 +205,4 @@ def _crop(image):
 
 
 if __name__ == "__main__":
-    main()
+    main(arguments())

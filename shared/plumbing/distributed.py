@@ -35,6 +35,18 @@ def parallelize(model, device):
     return torch.nn.parallel.DistributedDataParallel(model, device_ids=device_ids)
 
 
+@torch.no_grad()
+def average_batchnorm(model):
+    """Give every process the mean of all processes' BatchNorm averages: on a CPU each keeps those of its own share."""
+    if world_size() == 1:
+        return
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+            for average in (module.running_mean, module.running_var):
+                dist.all_reduce(average)
+                average /= world_size()
+
+
 def gather(fc, kinds):
     """The embeddings of the global batch, with their gradients: the hardest negative may be on another device.
 

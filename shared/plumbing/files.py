@@ -29,7 +29,7 @@ def write_bytes(file, content):
 
 def append_text(file, text):
     try:
-        with open(file, "a") as out:
+        with open(file, "a", encoding="utf-8") as out:
             out.write(text)
     except OSError as error:
         raise InputError(f"{file} cannot be written ({error.strerror})")
@@ -50,9 +50,26 @@ def write_rows(file, columns, rows):
 
 
 def read_rows(file, errors="strict"):
-    """The rows of a CSV in UTF-8 as dictionaries of text. errors: as open takes it."""
-    with open(file, newline="", encoding="utf-8", errors=errors) as text:
-        return list(csv.DictReader(text))
+    """The rows of a CSV in UTF-8 as dictionaries of text, without the spaces around names and values.
+
+    What spreadsheets write is read, too: a byte order mark, and semicolons or tabs where the first line has no comma.
+    errors: as open takes it. InputError where it is not UTF-8, or a row has more fields than the first line names.
+    """
+    try:
+        with open(file, newline="", encoding="utf-8-sig", errors=errors) as text:
+            first = text.readline()
+            text.seek(0)
+            delimiter = next((mark for mark in ",;\t" if mark in first), ",")
+            reader = csv.DictReader(text, delimiter=delimiter, restval="", skipinitialspace=True)
+            return [_stripped(row, file, reader.line_num) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{file} cannot be read as CSV in UTF-8 ({error}): save it as that")
+
+
+def _stripped(row, file, line):
+    if any(row.pop(None, ())):
+        raise InputError(f"{file}, line {line}: more fields than the first line names; put text with commas in quotes")
+    return {name.strip(): value.strip() for name, value in row.items()}
 
 
 def write_tensors(file, state):

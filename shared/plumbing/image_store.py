@@ -9,18 +9,14 @@ import numpy as np
 
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import write_text
+from shared.plumbing.memory import free_memory
 
 STORES = ("auto", "memory", "disk")
 
 
 def fits_in_memory(size):
     """Whether `size` bytes are at most half of the memory that is free."""
-    try:
-        with open("/proc/meminfo") as info:
-            free = next(int(line.split()[1]) * 1024 for line in info if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):                                  # not Linux
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    return size <= free / 2
+    return size <= free_memory() / 2
 
 
 def keep_images(images, img_size, store, file, decode, how=""):
@@ -52,9 +48,10 @@ def keep_images(images, img_size, store, file, decode, how=""):
                              "give a --data_path that can be written to, or --store memory")
         whole = decode(array)
         array.flush()
+        del array                                                     # Windows moves and removes no open file
         if not whole:
             beside.unlink()
-            return array
+            return np.empty((0, *shape[1:]), np.uint8)
         signature.unlink(missing_ok=True)
         os.replace(beside, file)
         write_text(signature, made_of)
