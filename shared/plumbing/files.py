@@ -47,14 +47,14 @@ def write_rows(file, columns, rows):
     write_text(file, text.getvalue())
 
 
-def read_rows(file):
-    """The rows of a CSV as dictionaries of text, without the spaces around names and values.
+def read_rows(file, errors="strict"):
+    """The rows of a CSV in UTF-8 as dictionaries of text, without the spaces around names and values.
 
     What spreadsheets write is read, too: a byte order mark, and semicolons or tabs where the first line has no comma.
-    InputError where it is not UTF-8, or a row has more fields than the first line names.
+    errors: as open takes it. InputError where it is not UTF-8, or a row has more fields than the first line names.
     """
     try:
-        with open(file, newline="", encoding="utf-8-sig") as text:
+        with open(file, newline="", encoding="utf-8-sig", errors=errors) as text:
             first = text.readline()
             text.seek(0)
             delimiter = next((mark for mark in ",;\t" if mark in first), ",")
