@@ -19,14 +19,13 @@ from PIL import Image, ImageOps
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
+from shared.nodata import is_all_or_nothing, undeclared_nodata, without_specks
 from shared.plumbing.errors import InputError
 from shared.tones import Stretch, Tones, evenly, measure_stretch
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".jp2", ".vrt")
 PLAIN = (".png", ".jpg", ".jpeg")
 SAMPLE = 32                                             # files that a common stretch is measured on
-CORNER = 16                                             # a corner of so small a share of the side tells a collar
-SPECK = 64                                              # px: a smaller constant spot within an image is no collar
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
 
@@ -97,12 +96,6 @@ def open_bands(file, modality, bands=None, flag=None):
     return Opened(source, chosen, alpha[0] if alpha else None, words)
 
 
-def is_all_or_nothing(alpha):
-    """Whether an array is 0 or the largest value of its type, but for a hundredth."""
-    largest = np.iinfo(alpha.dtype).max if alpha.dtype.kind in "iu" else 1
-    return bool(((alpha == 0) | (alpha == largest)).mean() > 0.99)
-
-
 def _is_binary(source, number):
     scale = max(1, max(source.shape) // 1024)
     values = read_window(source, number, out_shape=(max(1, source.height // scale), max(1, source.width // scale)))
@@ -131,29 +124,6 @@ def as_numbers(bands):
     if np.iscomplexobj(bands):
         bands = np.abs(bands)
     return bands if bands.dtype == np.uint8 else bands.astype(np.float32)
-
-
-def undeclared_nodata(bands):
-    """The number, the same in all bands, that fills a corner or a whole border of (C, H, W); None where none does, or
-    where it fills all."""
-    low, high = bands.min(0), bands.max(0)
-    same = low == high
-    size = max(8, min(same.shape) // CORNER)
-    edges = [np.s_[:size, :size], np.s_[:size, -size:], np.s_[-size:, :size], np.s_[-size:, -size:],
-             np.s_[:1, :], np.s_[-1:, :], np.s_[:, :1], np.s_[:, -1:]]
-    for edge in edges:
-        value = low[edge].flat[0]
-        if same[edge].all() and (low[edge] == value).all() and not (same & (low == value)).mean() > 0.99:
-            return value.item()
-    return None
-
-
-def without_specks(hidden):
-    """(H, W) bool: what is hidden in spots of SPECK pixels and more: a collar's value may be a true one elsewhere."""
-    _, labels, statistics, _ = cv2.connectedComponentsWithStats(hidden.astype(np.uint8), connectivity=8)
-    large = statistics[:, cv2.CC_STAT_AREA] >= SPECK
-    large[0] = False                                    # what is shown
-    return large[labels]
 
 
 # A whole image ----------------------------------------------------------------------------------------------------
@@ -213,7 +183,7 @@ class Reader:
 
     def read_bands(self, file):
         """((C, H, W) uint8 or float32, (H, W) bool shown, words for what was taken): one band, or red, green, blue."""
-        is_plain = Path(file).suffix.lower() in PLAIN
+        is_plain = Path(file).suffix.lower() in PLAIN and Path(file).is_file()
         bands, shown, words = _decode(Path(file), self.bands) if is_plain else self._read_raster(file, self.bands)
         nodata = undeclared_nodata(bands)
         if nodata is not None:

@@ -23,10 +23,10 @@ from tqdm import tqdm
 
 from shared.localization import Map, map_features
 from shared.matcher import GRAIN, HALO, STRIDE
+from shared.nodata import undeclared_nodata, without_specks
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import write_text
-from shared.raster import as_numbers, open_bands, open_raster, palette_of, read_window, reason_of, undeclared_nodata
-from shared.raster import without_specks
+from shared.raster import as_numbers, open_bands, open_raster, palette_of, read_window, reason_of
 
 BLOCK = 1024                                            # px a side that are read and embedded at once
 IN_MEMORY = 32                                          # blocks of 4 MiB, where they are not kept beside the map
