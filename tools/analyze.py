@@ -317,6 +317,7 @@ def arguments():
     parser.add_argument("--data_path", help="another data set than the run's own")
     parser.add_argument("--feature", choices=FEATURES, default="FC")
     parser.add_argument("--sample", type=options.positive, default=200, help="places in the t-SNE pictures")
+    options.add_reading(parser)
     options.add_device(parser)
     return parser.parse_args()
 
