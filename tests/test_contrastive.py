@@ -301,7 +301,7 @@ def test_the_score_of_views(tta):
         expected = torch.stack([a @ b.T for a, b in zip(q, g)]).mean(0)
     else:
         expected = F.normalize(sum(q)) @ F.normalize(sum(g)).T
-    assert len(views) == {"none": 1, "flip": 2, "symmetries": 8, "exchange": 5, "guided": 2}[tta]
+    assert len(views) == {"none": 1, "flip": 2, "symmetries": 8, "exchange": 5, "guided": 2, "structure": 2}[tta]
     assert torch.allclose(query @ gallery.T, expected, atol=1e-5)
 
 
