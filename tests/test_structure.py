@@ -1,13 +1,15 @@
 """Oriented gradients, networks that see them, and how the image beside them is shown."""
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
 
+from conftest import SMALL, script
 from shared.filters import FILTERS, pseudo_modal
-from shared.model import INPUTS, PseudoSiamese, initialize
-from shared.plumbing.files import write_tensors
+from shared.model import INPUTS, PseudoSiamese, initialize, load_model
+from shared.plumbing.files import load_tensors, write_tensors
 from shared.shown import KNOTS, random_tones, with_shown
 from shared.structure import EPSILON, GAIN, GREY, ORIENTATIONS, SIGMA_CHANNELS, SIGMA_GREY, structure
 
@@ -221,3 +223,52 @@ def test_each_image_by_itself_is_left_out_toned_or_shown():
     assert 120 < absent.sum() < 180 and 60 < as_they_are.sum() < 120 and not (absent & as_they_are).any()
     again = with_shown(images, blank, 0.5, 0.2, torch.Generator().manual_seed(1))
     assert torch.equal(both, again), "all draws are the generator's"
+
+
+# The scripts ----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("folder, flags", [
+    ("code", ["--input", "structure"]),
+    ("code", ["--input", "both", "--specify_num", "1"]),
+    ("code_Aux", ["--input", "structure", "--filter", "structure"]),
+    ("code_Aux", ["--input", "both"]),
+    ("code_Adv", ["--input", "both", "--filter", "structure", "--channel_exchange"]),
+    ("code_Con", ["--input", "structure", "--chunk", "4"]),
+    ("code_Con", "--input both --left_out 0.3 --toned 0.3 --chunk 4 --recipe cpu --part 24".split()),
+    ("code_SimSiam", ["--input", "both"]),
+    ("code_SAN", ["--input", "both"]),
+])
+def test_each_method_learns_from_each_input(demo, tmp_path, folder, flags):
+    small = "--arch resnet18 --img_size 32 --init none --batch_size 8".split() if folder == "code_SimSiam" else SMALL
+    command = ["--data_path", demo, *small, "--epochs", "1", *flags]
+    done = script(f"{folder}/train.py", "--result_path", tmp_path / "run", *command)
+    assert done.returncode == 0, done.stderr
+    assert load_tensors(tmp_path / "run/weights.pt", "")["input"] == flags[1]
+    tested = script(f"{folder}/test.py", "--run", tmp_path / "run")
+    assert tested.returncode == 0, tested.stderr
+    if folder == "code_Aux":
+        tested = script(f"{folder}/test.py", "--run", tmp_path / "run", "--tta", "structure")
+        assert tested.returncode == 0 and "FC: top-1" in tested.stdout, tested.stderr
+
+
+def test_a_run_from_before_there_were_inputs_gives_what_it_gave(demo, tmp_path):
+    done = script("code/train.py", "--data_path", demo, "--result_path", tmp_path / "run", *SMALL, "--epochs", "1")
+    assert done.returncode == 0, done.stderr
+    saved = load_tensors(tmp_path / "run/weights.pt", "")
+    assert saved.pop("input") == "rgb"
+    write_tensors(tmp_path / "run/weights.pt", saved)
+    settings = json.loads((tmp_path / "run/args.json").read_text())
+    del settings["input"]
+    (tmp_path / "run/args.json").write_text(json.dumps(settings))
+    tested = script("code/test.py", "--run", tmp_path / "run")
+    assert tested.returncode == 0 and tested.stdout.splitlines()[-1] in done.stdout
+    again = script("code/train.py", "--data_path", demo, "--result_path", tmp_path / "run", *SMALL, "--epochs", "1")
+    assert "is finished" in again.stdout
+    model, _ = load_model(tmp_path / "run", torch.device("cpu"))
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        x = ((images - model.mean) / model.std).contiguous(memory_format=torch.channels_last)
+        for stage in model.eval().shared_stages:
+            x = stage(x)
+        expected = torch.nn.functional.normalize(model.embedding(model.pool(x)))
+        assert torch.equal(model(opt=images)[1], expected)
