@@ -31,7 +31,11 @@ def with_shown(images, blank, left_out, toned, generator):
     toned: shares of the images, each drawn by itself; the rest is shown as it is.
     generator: a torch.Generator on the CPU.
     """
-    draw = torch.rand(len(images), generator=generator).to(images.device).view(-1, 1, 1, 1)
-    tones = random_tones(images, generator)
-    shown = torch.where(draw < left_out + toned, tones, images)
-    return torch.cat([images, torch.where(draw < left_out, blank, shown)], 1)
+    draw = torch.rand(len(images), generator=generator)
+    absent = (draw < left_out).nonzero()[:, 0]
+    in_tones = ((left_out <= draw) & (draw < left_out + toned)).nonzero()[:, 0]
+    shown = images.clone()
+    if len(in_tones):
+        shown[in_tones] = random_tones(images[in_tones], generator)
+    shown[absent] = blank
+    return torch.cat([images, shown], 1)

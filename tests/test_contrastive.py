@@ -370,7 +370,7 @@ def test_a_part_as_large_as_the_image_is_the_image(side):
     assert torch.equal(generator.get_state(), state), "runs on whole images draw what they drew before"
 
 
-# Pairs that are not quite aligned --------------------------------------------------------------------------------------
+# Pairs that are not quite aligned -------------------------------------------------------------------------------------
 
 def test_pairs_that_are_not_moved_are_the_middle_of_the_images():
     opt, sar = torch.rand(2, 8, 3, 20, 20)
@@ -390,7 +390,8 @@ def test_one_image_of_each_pair_is_turned_and_scaled_about_its_middle():
     factors, angles = [], []
     for image in moved:
         matrix = torch.linalg.lstsq(straight[0, :2].flatten(1).T, image[:2].flatten(1).T).solution.T
-        assert torch.allclose(matrix @ straight[0, :2].flatten(1), image[:2].flatten(1), atol=1e-3), "a turn and a scale"
+        turned = matrix @ straight[0, :2].flatten(1)
+        assert torch.allclose(turned, image[:2].flatten(1), atol=1e-3), "a turn and a scale"
         factors.append(matrix.det().sqrt().item())
         angles.append(math.degrees(math.atan2(matrix[1, 0], matrix[0, 0])))
         assert torch.allclose(image[:2].mean((1, 2)), torch.zeros(2), atol=1e-3), "about the middle"
@@ -410,7 +411,7 @@ def test_what_is_cut_holds_every_turned_part(part, degrees, scale):
     assert side_to_turn(part, degrees, scale, part) == part, "an image that is no larger has its borders mirrored"
 
 
-# InfoNCE first ---------------------------------------------------------------------------------------------------------
+# InfoNCE first --------------------------------------------------------------------------------------------------------
 
 def test_infonce_first_then_the_loss():
     torch.manual_seed(0)
