@@ -1,29 +1,12 @@
 """Pairs made of one image: a target image, and the same ground in random tones, which stand for the other modality.
 
-What is where stays, what it looks like does not, as between the modalities; and the pair is true. Source of the random
-curves: Zhou et al., "Models Genesis", Medical Image Analysis 2021 (non-linear transformation); there they are monotone
-Bezier curves, here they go up and down, since a bright roof and a dark lake may swap with what lies between.
+What is where stays, what it looks like does not, as between the modalities; and the pair is true.
 """
 import torch
 
 from restyle import restyle
 from shared.filters import channel_exchange
-
-KNOTS = 5                                               # of a curve, at equal distances
-
-
-def random_tones(images, generator):
-    """Send the values of each channel of each image through a random curve.
-
-    images: (B, C, S, S) float. The curve goes in straight lines through heights drawn from [0, 1] at KNOTS places
-    between the channel's smallest and its largest value. Returns the same shape, in [0, 1].
-    """
-    low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
-    place = (images - low) / (high - low).clamp(min=1e-3) * (KNOTS - 1)
-    left = place.long().clamp(max=KNOTS - 2)
-    heights = torch.rand((*images.shape[:2], KNOTS), generator=generator).to(images)
-    below, above = (heights.gather(2, (left + step).flatten(2)).view_as(images) for step in (0, 1))
-    return below + (above - below) * (place - left)
+from shared.shown import random_tones
 
 
 def pairs_of_tones(opt, sar, generator):

@@ -85,6 +85,26 @@ class LibraryLoss(nn.Module):
         return tuple(torch.cat(both) for both in zip(mined, (left, left, other)))
 
 
+class AfterInfoNCE(nn.Module):
+    """InfoNCE in the first epochs, and from then on another loss.
+
+    Batch-hard triplets from scratch may stand for long where all embeddings are alike, and on small parts for good;
+    InfoNCE, whose gradient comes from all negatives, has passed there each time.
+    """
+
+    def __init__(self, loss, infonce, epochs):
+        super().__init__()
+        self.loss, self.infonce, self.epochs = loss, infonce, epochs
+        self.epoch = 0
+
+    def start_epoch(self, epoch):
+        self.epoch = epoch
+
+    def forward(self, fc):
+        """fc: (2B, D) L2-normalised, optical then SAR, B different places."""
+        return self.infonce(fc) if self.epoch < self.epochs else self.loss(fc)
+
+
 CONTRASTIVE = ("triplet", "infonce", "multi-similarity", "angular", "distance-weighted")
 
 

@@ -12,16 +12,18 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's root, where shared/ is
 
 from chunks import in_chunks
-from contrastive_losses import CONTRASTIVE, build_contrastive, collapsed_value
+from contrastive_losses import CONTRASTIVE, AfterInfoNCE, build_contrastive, collapsed_value
 from hard_negatives import HardNegatives
+from misalign import misaligned, side_to_turn
 from shared import options
 from shared.dataset import describe, load_data, steps_per_epoch
 from shared.model import build_model
 from shared.optimizers import build_optimizer, build_schedule
-from shared.parts import random_part
+from shared.parts import random_part, side_of_part
 from shared.plumbing.distributed import gather
 from shared.plumbing.errors import InputError, run_script
 from shared.run import Run
+from shared.shown import with_shown
 
 
 def arguments():
@@ -36,11 +38,23 @@ def arguments():
     group.add_argument("--hard_negatives", type=options.positive, default=0, metavar="K",
                        help="batches of places beside the K that look most like them (default: random batches)")
     options.add_part(group)
+    group.add_argument("--infonce_first", type=options.share, default=0.0, metavar="SHARE",
+                       help="InfoNCE instead of --loss in this share of the epochs: a start that does not collapse")
+    group.add_argument("--left_out", type=options.share, default=0.0, metavar="SHARE",
+                       help="with --input both, leave the image beside its structure out of this share of the images")
+    group.add_argument("--toned", type=options.share, default=0.0, metavar="SHARE",
+                       help="with --input both, show this share of the images in random tones")
+    group.add_argument("--turn", type=options.not_negative, default=0.0, metavar="DEGREES",
+                       help="turn one of the two images of each pair by up to so much")
+    group.add_argument("--rescale", type=options.share, default=0.0, metavar="SHARE",
+                       help="and scale it by up to so much")
     group.add_argument("--chunk", type=options.positive, metavar="PAIRS",
                        help="embed so many pairs at a time, for batches that do not fit the memory (default: the "
                             "whole batch)")
     parser.set_defaults(**options.CONTRASTIVE_DEFAULTS)     # not the author's recipe, but this method's own
     args = parser.parse_args()
+    if args.left_out + args.toned > 1:
+        raise InputError(f"--left_out {args.left_out} and --toned {args.toned} are more than all images: give less")
     if args.hard_negatives and args.windows:
         raise InputError("--hard_negatives looks for places that were seen before, and --windows draws each but once: "
                          "choose one of them")
@@ -52,7 +66,9 @@ def train(args):
     if run.finished:
         return
 
-    pairs, evaluation = load_data(args)
+    part = side_of_part(args.part, args.img_size)
+    side = side_to_turn(part, args.turn, args.rescale, args.img_size)
+    pairs, evaluation = load_data(args, window=side)
     steps = steps_per_epoch(pairs, args.batch_size)
     run.log(describe(pairs, evaluation))
 
@@ -60,6 +76,10 @@ def train(args):
     negatives = HardNegatives(pairs, args.hard_negatives)
     loss = build_contrastive(args.loss, args.margin, args.temperature, args.label_smoothing)
     collapsed = {"contrastive": collapsed_value(loss, args.batch_size)}
+    infonce_epochs = round(args.infonce_first * args.epochs)
+    if infonce_epochs:
+        infonce = build_contrastive("infonce", temperature=args.temperature, label_smoothing=args.label_smoothing)
+        loss = AfterInfoNCE(loss, infonce, infonce_epochs)
     optimizer = build_optimizer(model, args.optim, args.lr, args.lr_head, extra=loss)
     schedule = build_schedule(optimizer, args.schedule, args.epochs, steps)
     network = run.parallelize(model)
@@ -68,9 +88,16 @@ def train(args):
     for epoch in run.epochs():
         if run.step == 0:
             negatives.refresh(model, epoch, run.device, run.autocast)
+        if infonce_epochs:
+            loss.start_epoch(epoch)
         model.train()
         for opt, sar, places in run.batches(pairs, epoch, negatives.order):             # B x 3 x S x S in [0, 1]
-            opt, sar = random_part((opt, sar), args.part, run.generator)                # B x 3 x part x part
+            opt, sar = random_part((opt, sar), side, run.generator)                     # B x 3 x side x side
+            if args.turn or args.rescale:
+                opt, sar = misaligned(opt, sar, part, args.turn, args.rescale, run.generator)   # B x 3 x part x part
+            if args.input == "both":
+                opt, sar = (with_shown(images, model.mean, args.left_out, args.toned, run.generator)
+                            for images in (opt, sar))                                   # B x 6 x part x part
             with run.autocast():                                # 2B x D: optical, SAR
                 pool5, fc = in_chunks(network, opt, sar, args.chunk or args.batch_size)
             fc = gather(fc, kinds=2)                            # of all devices, if there are several
@@ -78,7 +105,7 @@ def train(args):
 
             run.optimize(contrastive, optimizer, schedule)
             run.record(contrastive=contrastive)
-        run.end_epoch(model, evaluation, schedule, collapsed)
+        run.end_epoch(model, evaluation, schedule, collapsed if epoch >= infonce_epochs else {})
 
 
 if __name__ == "__main__":

@@ -118,24 +118,25 @@ class Pairs:
         return self.subset(inside.nonzero().flatten())
 
 
-def load_data(args):
+def load_data(args, window=None):
     """Read the data set that the arguments name: what to train on (Pairs or Windows), and the Pairs to evaluate on.
 
     --validate 0 evaluates on the test split. Above 0, that share of the training split's tiles is held out and
     evaluated on instead, and the test split is not read: this is where choices are made. --windows trains on windows
     of the training tiles instead of the crops, --symmetries on the crops at all eight symmetries. --region trains on
-    (and holds out of) these regions alone; --target_path and --target_region say where the test split is.
+    (and holds out of) these regions alone; --target_path and --target_region say where the test split is. window: the
+    side of windows in px where a step needs less of an image than its --img_size.
     Raises InputError that names every bad file of both splits.
     """
     if args.validate:
         train, evaluation = hold_out(_load_training(args), args.validate)
-        return _as_drawn(train, args), evaluation
+        return _as_drawn(train, args, window), evaluation
     if args.target_path:
         (train,), (evaluation,) = _load(args, args.data_path, "train"), _load(args, args.target_path, "test")
     else:
         train, evaluation = _load(args, args.data_path, "train", "test")
     train = train.of_regions(args.region, "--region")
-    return _as_drawn(train, args), evaluation.of_regions(args.target_region, "--target_region")
+    return _as_drawn(train, args, window), evaluation.of_regions(args.target_region, "--target_region")
 
 
 def load_training_data(args):
@@ -155,11 +156,11 @@ def _load(args, data_path, *splits):
     return load_splits(data_path, splits, args.img_size, args.workers, args.store, readers_of(args))
 
 
-def _as_drawn(train, args):
+def _as_drawn(train, args, window=None):
     train = replace(train, symmetries=args.symmetries)
     if not args.windows:
         return train
-    return load_windows(find_data(args.data_path), train, args.img_size, args.workers, args.batch_size)
+    return load_windows(find_data(args.data_path), train, args.img_size, args.workers, args.batch_size, window)
 
 
 def load_splits(data_path, splits, img_size, workers, store="auto", readers=READERS):

@@ -1,7 +1,7 @@
-"""Pseudo-modal images: channel exchange and the guided filter, on batches of float tensors.
+"""Pseudo-modal images: channel exchange and filters, on batches of float tensors.
 
 A pseudo-modal image keeps the place and loses some of what tells its modality: channel exchange
-takes the colour away, the guided filter the texture.
+takes the colour away, the guided filter the texture, structure all but the directions of edges.
 """
 from dataclasses import dataclass
 
@@ -12,6 +12,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from shared.dataset import to_bytes, to_float
 from shared.guided_filter import box_sum, check_images, guided_filter
+from shared.structure import structure_image
 
 # Rows: what fills the three channels. Columns: the weights of R, G and B. Grey is ITU-R BT.601's luma.
 EXCHANGES = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.2989, 0.5870, 0.1140]])
@@ -133,6 +134,7 @@ FILTERS = {
     "fast-global-smoother": _each(_fast_global_smoother),
     "lee": Filter(lee_filter),
     "gaussian": Filter(gaussian_filter),
+    "structure": Filter(structure_image),
 }
 
 

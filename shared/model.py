@@ -12,7 +12,14 @@ from shared.plumbing import distributed
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import load_tensors
 from shared.plumbing.small_maps import use_small_map_convolutions
+from shared.structure import ORIENTATIONS, structure
 
+# --input: which channels of conv1 see what.
+INPUTS = {
+    "rgb": {"image": slice(0, 3)},
+    "structure": {"structure": slice(0, ORIENTATIONS)},
+    "both": {"structure": slice(0, ORIENTATIONS), "image": slice(ORIENTATIONS, ORIENTATIONS + 3)},
+}
 POOLINGS = ("max", "avg", "grid", "cells")
 GRID = 3
 CELL_DIM = 16
@@ -46,10 +53,12 @@ class PseudoSiamese(nn.Module):
     that the vector knows where things are: both images of a pair show the same ground, and the layout is a part of what
     tells a place. cells: POOL5 is those averages, and the embedding CELL_DIM numbers of each cell of the maps, by one
     matrix for all cells, one after the other; it sees what is where and has little to learn by heart.
+    input: what the first convolution sees, of INPUTS. rgb: the image. structure: oriented gradients of the grey image
+    (shared/structure.py). both: these and then the image, 12 channels.
     """
 
     def __init__(self, arch="resnet50", specify_num=0, embedding_dim=512, normalize=True, pooling="max",
-                 layer4_stride=1, stages=5):
+                 layer4_stride=1, stages=5, input="rgb"):
         super().__init__()
         if arch not in BACKBONES:
             raise ValueError(f"arch {arch!r}: choose one of {', '.join(BACKBONES)}")
@@ -59,9 +68,14 @@ class PseudoSiamese(nn.Module):
             raise ValueError(f"specify_num {specify_num}: choose 0 to {stages}, the number of stages")
         if pooling not in POOLINGS:
             raise ValueError(f"pooling {pooling!r}: choose one of {', '.join(POOLINGS)}")
+        if input not in INPUTS:
+            raise ValueError(f"input {input!r}: choose one of {', '.join(INPUTS)}")
         self.settings = {"arch": arch, "specify_num": specify_num, "embedding_dim": embedding_dim,
-                         "normalize": normalize, "pooling": pooling, "layer4_stride": layer4_stride, "stages": stages}
+                         "normalize": normalize, "pooling": pooling, "layer4_stride": layer4_stride, "stages": stages,
+                         "input": input}
         resnet = BACKBONES[arch].build(weights=None)
+        if input != "rgb":
+            resnet.conv1 = _first_convolution(resnet.conv1, input)
         if layer4_stride == 1:
             _keep_resolution(resnet.layer4)
         kept = _stages(resnet)[:stages]
@@ -82,7 +96,8 @@ class PseudoSiamese(nn.Module):
     def forward(self, opt=None, sar=None, with_maps=False):
         """Embed optical images, SAR images or both.
 
-        opt: (B, 3, H, W), sar: (C, 3, H, W), float32 in [0, 1]; either may be left out.
+        opt: (B, 3, H, W), sar: (C, 3, H, W), float32 in [0, 1]; either may be left out. With six channels the last
+        three are what is shown in the image's place (shared/shown.py), and the first three are what structure is of.
         Returns pool5 (B + C, pool5_dim: 2048 for resnet50, else 512; ten times as many with the grid) and fc (B + C,
         512; with cells CELL_DIM x h x w of the last maps), float32, L2-normalised, the optical rows first. with_maps:
         then, as a third, the maps of the stages, each
@@ -106,12 +121,21 @@ class PseudoSiamese(nn.Module):
         return (*vectors, maps[1:]) if with_maps else vectors
 
     def _own_maps(self, images, stages):
-        """The normalised images of one modality, and what each of its own stages makes of them."""
-        x = (images - self.mean) / self.std
+        """The input that the images of one modality give, and what each of its own stages makes of it."""
+        x = self._input(images)
         maps = [x.contiguous(memory_format=torch.channels_last)]
         for stage in stages:
             maps.append(stage(maps[-1]))
         return maps
+
+    def _input(self, images):
+        """What conv1 sees of images (B, 3, H, W), or (B, 6, H, W) where they are shown otherwise than they are."""
+        kinds, channels = INPUTS[self.settings["input"]], []
+        if "structure" in kinds:
+            channels.append(structure(images[:, :3]))
+        if "image" in kinds:
+            channels.append((images[:, -3:] - self.mean) / self.std)
+        return torch.cat(channels, 1) if len(channels) > 1 else channels[0]
 
     def pool(self, x):
         """Maps (B, c, h, w) to vectors: (B, c), with the grid (B, 10c), with cells (B, 9c)."""
@@ -136,7 +160,7 @@ def build_model(args, device):
     if args.specify_num > args.stages:
         raise InputError(f"--specify_num {args.specify_num}: there are {args.stages} stages (--stages)")
     model = PseudoSiamese(args.arch, args.specify_num, normalize=not args.no_normalize, pooling=args.pooling,
-                          layer4_stride=args.layer4_stride, stages=args.stages)
+                          layer4_stride=args.layer4_stride, stages=args.stages, input=args.input)
     initialize(model, args.init)
     return _onto(model, device)
 
@@ -198,7 +222,8 @@ def initialize(model, init):
     A run gives its stages, each modality's to the same modality, and not its embedding. A state dict is read with
     weights_only=True, also from inside a checkpoint (WRAPPERS) and from under a prefix (module., _orig_mod., backbone.,
     encoder. ...), which is said; what is not the backbone's (fc.*, a head) is left out, and both copies of a stage are
-    filled alike.
+    filled alike. Of conv1 the channels are filled that both inputs have (INPUTS); others, as structure's from ImageNet,
+    start fresh.
     Raises InputError where the weights cannot be had or belong to another architecture.
     """
     if init == "none":
@@ -223,7 +248,7 @@ def initialize(model, init):
         raise InputError(f"--init {init} does not hold the weights of a torchvision {arch}: "
                          "give the --arch it was made with")
     for modality in ("opt", "sar"):
-        _copy_stages(_stages(resnet), model.stages_of(modality))
+        _copy_stages(_stages(resnet), model.stages_of(modality), "rgb", model.settings["input"])
 
 
 def _backbone_of(state, network, init):
@@ -267,7 +292,7 @@ def _initialize_from_run(model, folder):
         raise InputError(f"--init {folder} has {theirs['specify_num']} stages once for each modality, of which a "
                          f"shared one can take only one: give --specify_num {theirs['specify_num']} or more")
     for modality in ("opt", "sar"):
-        _copy_stages(source.stages_of(modality), model.stages_of(modality))
+        _copy_stages(source.stages_of(modality), model.stages_of(modality), theirs["input"], ours["input"])
 
 
 def start_from(model, folder):
@@ -280,9 +305,29 @@ def start_from(model, folder):
     model.load_state_dict(source.state_dict())
 
 
-def _copy_stages(source, target):
-    for theirs, ours in zip(source, target):
-        ours.load_state_dict(theirs.state_dict())
+def _copy_stages(source, target, source_input, target_input):
+    """Fill stages with others, which see source_input (of INPUTS) where these see target_input."""
+    for number, (theirs, ours) in enumerate(zip(source, target)):
+        state = theirs.state_dict()
+        if number == 0 and source_input != target_input:
+            state["0.weight"] = _between_inputs(state["0.weight"], ours[0].weight, source_input, target_input)
+        ours.load_state_dict(state)
+
+
+def _between_inputs(source, target, source_input, target_input):
+    """The weights of one conv1, with another's where both see the same. Both (64, C, 7, 7)."""
+    weights = target.detach().clone()
+    for kind in INPUTS[source_input].keys() & INPUTS[target_input].keys():
+        weights[:, INPUTS[target_input][kind]] = source[:, INPUTS[source_input][kind]]
+    return weights
+
+
+def _first_convolution(conv1, input):
+    """A conv1 as torchvision makes and fills it, for the channels of an input."""
+    channels = max(kind.stop for kind in INPUTS[input].values())
+    conv = nn.Conv2d(channels, conv1.out_channels, 7, stride=2, padding=3, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return conv
 
 
 def _stages(resnet):

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 from shared.filters import FILTERS
-from shared.model import BACKBONES, POOLINGS
+from shared.model import BACKBONES, INPUTS, POOLINGS
 from shared.plumbing.device import AMPS
 from shared.plumbing.image_store import STORES
 from shared.tones import SCALES
@@ -140,6 +140,8 @@ def add_model(parser):
     group = parser.add_argument_group("model")
     group.add_argument("--no_normalize", action="store_true", help="leave out ImageNet's mean and standard deviation")
     group.add_argument("--arch", choices=tuple(BACKBONES), default="resnet50")
+    group.add_argument("--input", choices=tuple(INPUTS), default="rgb",
+                       help="what the network sees: the image, oriented gradients of it (shared/structure.py), or both")
     group.add_argument("--init", default="imagenet",
                        help="the backbone's weights: imagenet, none, the folder of a finished run, or the file of a "
                             "torchvision state dict")

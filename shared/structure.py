@@ -3,12 +3,12 @@
 What an edge looks like differs between the modalities, and which way it runs does not: the channels tell the direction
 of what is there, and neither its colour nor its contrast.
 """
+import functools
 import math
 
 import torch
-import torch.nn.functional as F
 
-from shared.guided_filter import check_images
+from shared.guided_filter import CACHED_PIXELS, check_images
 
 ORIENTATIONS = 9
 SIGMA_GREY, SIGMA_CHANNELS = 1.2, 1.5                   # px, of the image and of the channels
@@ -28,35 +28,70 @@ def structure(images):
     III (channel features of orientated gradients).
     """
     check_images("structure", images)
+    return torch.cat([GAIN * (part - part.mean((2, 3), keepdim=True)) for part in _directions(images)])
+
+
+def structure_image(images):
+    """A pseudo-modal image of structure: three directions, 60 degrees apart, for red, green and blue.
+
+    images: (B, 3, H, W) float in [0, 1]. Returns the same shape, float32 in [0, 1].
+    """
+    check_images("structure_image", images)
+    return torch.cat([part[:, ::ORIENTATIONS // 3] for part in _directions(images)])
+
+
+def _directions(images):
+    """Portion by portion of the images, their channels of unit length in each pixel, (b, ORIENTATIONS, H, W)."""
+    # A portion at a time on a CPU, so that the maps between input and output stay in the cache: twice as fast.
+    portion = max(1, CACHED_PIXELS // images[0, 0].numel()) if images.device.type == "cpu" else max(1, len(images))
+    for part in images.split(portion):
+        with torch.autocast(images.device.type, enabled=False):
+            yield _directions_of_portion(part.float())
+
+
+def _directions_of_portion(images):
+    # A blur or a mask is a product with a banded matrix from the left (down the columns) and one from the right (along
+    # the rows): many times faster on a CPU than a convolution of one channel.
+    down, along = (_matrices(side, images.device) for side in images.shape[-2:])
     weights = torch.tensor(GREY, device=images.device).view(1, 3, 1, 1)
-    grey = (images.float() * weights).sum(1, keepdim=True)            # B x 1 x H x W
-    along_x, along_y = _sobel(_blur(grey, SIGMA_GREY))
+    grey = (images * weights).sum(1, keepdim=True)                                        # B x 1 x H x W
+    along_x = down.smooth @ (grey @ along.difference.T)
+    along_y = down.difference @ (grey @ along.smooth.T)
     angles = torch.arange(ORIENTATIONS, device=images.device) * math.pi / ORIENTATIONS
     cos, sin = (part(angles).view(1, -1, 1, 1) for part in (torch.cos, torch.sin))
-    channels = _blur((cos * along_x + sin * along_y).abs(), SIGMA_CHANNELS)               # B x 9 x H x W
+    channels = torch.addcmul(cos * along_x, sin, along_y).abs()                           # B x 9 x H x W
+    channels = down.blur @ (channels @ along.blur.T)
     channels = channels.roll(1, 1) + 2 * channels + channels.roll(-1, 1)
-    channels = channels / (channels.norm(dim=1, keepdim=True) + EPSILON)
-    return GAIN * (channels - channels.mean((2, 3), keepdim=True))
+    length = channels.square().sum(1, keepdim=True).sqrt()            # torch.norm over the second of four is slow
+    return channels / (length + EPSILON)
 
 
-def _blur(planes, sigma):
-    """A Gaussian blur of each plane (B, C, H, W), one direction after the other."""
+class _Matrices:
+    """What a row or column of `side` pixels is multiplied by, (side, side) each.
+
+    smooth, difference: the grey image's blur, then the two halves of Sobel's masks. blur: of the channels.
+    """
+
+    def __init__(self, side, device):
+        blur = _banded(side, _gaussian(SIGMA_GREY))
+        self.smooth = (_banded(side, torch.tensor([1.0, 2.0, 1.0])) @ blur).to(device)
+        self.difference = (_banded(side, torch.tensor([-1.0, 0.0, 1.0])) @ blur).to(device)
+        self.blur = _banded(side, _gaussian(SIGMA_CHANNELS)).to(device)
+
+
+_matrices = functools.lru_cache(maxsize=16)(_Matrices)
+
+
+def _gaussian(sigma):
     radius = round(3 * sigma)
-    offsets = torch.arange(-radius, radius + 1, device=planes.device, dtype=torch.float32)
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float32)
     kernel = torch.exp(-offsets.square() / (2 * sigma ** 2))
-    return _separable(planes, kernel / kernel.sum(), kernel / kernel.sum())
+    return kernel / kernel.sum()
 
 
-def _sobel(planes):
-    """The derivatives (along x, along y) of (B, C, H, W), by Sobel's masks."""
-    smooth, difference = planes.new_tensor([1.0, 2.0, 1.0]), planes.new_tensor([-1.0, 0.0, 1.0])
-    return _separable(planes, difference, smooth), _separable(planes, smooth, difference)
-
-
-def _separable(planes, across, down):
-    """Each plane (B, C, H, W) convolved by `across` in its rows and `down` in its columns, both odd in length."""
-    height, width = planes.shape[-2:]
-    single = planes.flatten(0, 1)[:, None]                            # BC x 1 x H x W
-    padded = F.pad(single, (len(across) // 2,) * 2 + (len(down) // 2,) * 2, mode="reflect")
-    rows = F.conv2d(padded, across.view(1, 1, 1, -1))
-    return F.conv2d(rows, down.view(1, 1, -1, 1)).view(*planes.shape[:2], height, width)
+def _banded(side, kernel):
+    """The matrix (side, side) whose product with a column filters it by an odd kernel, its borders mirrored."""
+    radius, period = len(kernel) // 2, max(1, 2 * (side - 1))
+    at = (torch.arange(side)[:, None] + torch.arange(-radius, radius + 1)) % period
+    at = torch.where(at < side, at, period - at)
+    return torch.zeros(side, side).scatter_add_(1, at, kernel.expand(side, -1))

@@ -35,8 +35,8 @@ def _exchange(images, number):
     return fill_channels(images, EXCHANGES[number].to(images).expand(len(images), 3))
 
 
-def _guided(images):
-    return pseudo_modal(images, exchange=False, filter_name="guided")
+def _filtered(images, name):
+    return pseudo_modal(images, exchange=False, filter_name=name)
 
 
 def _join(parts):
@@ -60,5 +60,6 @@ VIEWS = {
     "flip": Views(_symmetries[:2], _join),
     "symmetries": Views(_symmetries, _join),
     "exchange": Views((_itself, *_exchanges), _average),
-    "guided": Views((_itself, _guided), _average),
+    "guided": Views((_itself, partial(_filtered, name="guided")), _average),
+    "structure": Views((_itself, partial(_filtered, name="structure")), _average),
 }

@@ -24,8 +24,8 @@ class Windows:
     """The training tiles in memory, at the scale at which crops are trained on. Stands where Pairs stands in training.
 
     opt, sar: (T, H, W, 3) uint8, tiles of less than the largest size padded. sizes: (T, 2) int64, the height and width
-    of each. window: side of a window, the --img_size. places: how many windows make an epoch; each comes only once.
-    readers: {"opt", "sar"}, by which the tiles were read.
+    of each. window: side of a window, the --img_size or less. places: how many windows make an epoch; each comes only
+    once. readers: {"opt", "sar"}, by which the tiles were read.
     """
     opt: torch.Tensor
     sar: torch.Tensor
@@ -105,10 +105,10 @@ def apply_symmetry(images, symmetry):
     return torch.where(bit[2], images.transpose(1, 2), images)
 
 
-def load_windows(root, pairs, img_size, workers, batch_size):
+def load_windows(root, pairs, img_size, workers, batch_size, window=None):
     """Windows over the tiles of DATA/train_tiles that the training pairs come from.
 
-    A window of img_size shows as much ground as a crop of the pairs does.
+    A window of img_size shows as much ground as a crop of the pairs does. window: its side, where a step needs no more.
     Raises InputError that names every bad file, or where a batch of windows does not fit the tiles.
     """
     problems = []
@@ -125,7 +125,7 @@ def load_windows(root, pairs, img_size, workers, batch_size):
     if problems:
         raise several(f"--windows: {root / 'train_tiles'} has {len(problems)} problem(s):", problems)
     sizes = torch.tensor([tile.shape[:2] for tile in opt])
-    windows = Windows(stack_tiles(opt), stack_tiles(sar), sizes, img_size, len(pairs), pairs.left_out,
+    windows = Windows(stack_tiles(opt), stack_tiles(sar), sizes, window or img_size, len(pairs), pairs.left_out,
                       pairs.readers)
     # Raises now, not in the middle of training, where they do not fit.
     windows.positions(batch_size, torch.Generator().manual_seed(0))

@@ -22,8 +22,8 @@ def images():
     return torch.rand(2, 3, 40, 48)
 
 
-@pytest.mark.parametrize("name", FILTERS)
-def test_every_filter_keeps_shape_range_and_flat_images(images, name):
+@pytest.mark.parametrize("name", [name for name in FILTERS if name != "structure"])
+def test_every_smoothing_filter_keeps_shape_range_and_flat_images(images, name):
     out = FILTERS[name](images, images.flip(0))
     assert out.shape == images.shape and out.dtype == torch.float32 and out.min() > -0.01 and out.max() < 1.01
     flat = torch.full_like(images, 100 / 255)

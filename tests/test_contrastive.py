@@ -11,8 +11,9 @@ import torch.nn.functional as F
 
 from conftest import ROOT, SMALL, Program, has_logged, script
 from chunks import in_chunks
-from contrastive_losses import InfoNCE, build_contrastive, collapsed_value
+from contrastive_losses import AfterInfoNCE, BatchHardTriplet, InfoNCE, build_contrastive, collapsed_value
 from hard_negatives import HardNegatives
+from misalign import misaligned, side_to_turn
 from shared.dataset import Pairs, draw_batches
 from shared.plumbing.errors import InputError
 from shared.evaluate import embed
@@ -301,7 +302,7 @@ def test_the_score_of_views(tta):
         expected = torch.stack([a @ b.T for a, b in zip(q, g)]).mean(0)
     else:
         expected = F.normalize(sum(q)) @ F.normalize(sum(g)).T
-    assert len(views) == {"none": 1, "flip": 2, "symmetries": 8, "exchange": 5, "guided": 2}[tta]
+    assert len(views) == {"none": 1, "flip": 2, "symmetries": 8, "exchange": 5, "guided": 2, "structure": 2}[tta]
     assert torch.allclose(query @ gallery.T, expected, atol=1e-5)
 
 
@@ -367,3 +368,71 @@ def test_a_part_as_large_as_the_image_is_the_image(side):
     state = generator.get_state()
     assert all(part is image for part, image in zip(random_part((opt, sar), side, generator), (opt, sar)))
     assert torch.equal(generator.get_state(), state), "runs on whole images draw what they drew before"
+
+
+# Pairs that are not quite aligned -------------------------------------------------------------------------------------
+
+def test_pairs_that_are_not_moved_are_the_middle_of_the_images():
+    opt, sar = torch.rand(2, 8, 3, 20, 20)
+    moved_opt, moved_sar = misaligned(opt, sar, 12, 0, 0, torch.Generator().manual_seed(0))
+    assert torch.allclose(moved_opt, opt[:, :, 4:16, 4:16], atol=1e-5)
+    assert torch.allclose(moved_sar, sar[:, :, 4:16, 4:16], atol=1e-5)
+
+
+def test_one_image_of_each_pair_is_turned_and_scaled_about_its_middle():
+    y, x = torch.meshgrid(torch.arange(40.0) - 19.5, torch.arange(40.0) - 19.5, indexing="ij")
+    images = torch.stack([x, y, torch.ones_like(x)]).expand(60, 3, 40, 40)               # each pixel says where it is
+    opt, sar = misaligned(images, images, 20, 15, 0.2, torch.Generator().manual_seed(0))
+    straight = images[:1, :, 10:30, 10:30]
+    opt_stays, sar_stays = ((moved == straight).flatten(1).all(1) for moved in (opt, sar))
+    assert (opt_stays ^ sar_stays).all() and 15 < opt_stays.sum() < 45, "a coin says which of the two"
+    moved = torch.where(opt_stays.view(-1, 1, 1, 1), sar, opt)
+    factors, angles = [], []
+    for image in moved:
+        matrix = torch.linalg.lstsq(straight[0, :2].flatten(1).T, image[:2].flatten(1).T).solution.T
+        turned = matrix @ straight[0, :2].flatten(1)
+        assert torch.allclose(turned, image[:2].flatten(1), atol=1e-3), "a turn and a scale"
+        factors.append(matrix.det().sqrt().item())
+        angles.append(math.degrees(math.atan2(matrix[1, 0], matrix[0, 0])))
+        assert torch.allclose(image[:2].mean((1, 2)), torch.zeros(2), atol=1e-3), "about the middle"
+    assert min(angles) < -10 and max(angles) > 10 and max(map(abs, angles)) <= 15
+    assert min(factors) < 0.88 and max(factors) > 1.13 and 1 / 1.2 <= min(factors) and max(factors) <= 1.2
+
+
+@pytest.mark.parametrize("part, degrees, scale", [(64, 15, 0.15), (48, 0, 0.1), (31, 30, 0), (20, 0, 0)])
+def test_what_is_cut_holds_every_turned_part(part, degrees, scale):
+    side = side_to_turn(part, degrees, scale, 1000)
+    assert side >= part and (side - part) % 2 == 0
+    images = torch.ones(50, 3, side, side)
+    images[:, :, 0], images[:, :, -1], images[..., 0], images[..., -1] = 0, 0, 0, 0
+    inner = misaligned(F.pad(images[..., 1:-1, 1:-1], (1,) * 4, value=1.0), images, part, degrees, scale,
+                       torch.Generator().manual_seed(0))
+    assert side == part or inner[1].min() > 0, "the border is never seen whole"
+    assert side_to_turn(part, degrees, scale, part) == part, "an image that is no larger has its borders mirrored"
+
+
+# InfoNCE first --------------------------------------------------------------------------------------------------------
+
+def test_infonce_first_then_the_loss():
+    torch.manual_seed(0)
+    fc, triplet, infonce = F.normalize(torch.randn(14, 6)), BatchHardTriplet(0.5), InfoNCE()
+    loss = AfterInfoNCE(triplet, infonce, epochs=2)
+    for epoch in range(4):
+        loss.start_epoch(epoch)
+        assert torch.equal(loss(fc), (infonce if epoch < 2 else triplet)(fc))
+    assert len(list(loss.parameters())) == 1
+
+
+def test_a_stopped_run_that_sees_both_goes_on_as_if_nothing_had_happened(demo, tmp_path):
+    def command(out):
+        return [str(ROOT / "code_Con/train.py"), "--data_path", str(demo), "--result_path", str(out), *SMALL,
+                *"--lr 1e-3 --lr_head 1e-3 --input both --left_out 0.4 --toned 0.3 --turn 15 --rescale 0.15".split(),
+                *"--pooling cells --stages 3 --specify_num 1 --part 24 --infonce_first 0.5 --epochs 4".split()]
+
+    assert script(*command(tmp_path / "whole")).returncode == 0
+    Program(*command(tmp_path / "run")).stop_when(lambda: has_logged(tmp_path / "run", "epoch 2:"), signal.SIGTERM)
+    again = script(*command(tmp_path / "run"))
+    assert "going on from epoch" in again.stdout, again.stderr
+    one, other = (torch.load(tmp_path / name / "weights.pt", weights_only=True) for name in ("whole", "run"))
+    assert one["input"] == "both"
+    assert all(torch.equal(one["model"][name], other["model"][name]) for name in one["model"])

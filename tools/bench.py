@@ -8,6 +8,7 @@
 3  the tensor guided filter on a batch of 48 x 3 x 200 x 200 against OpenCV's in a loop, tensors in and out of both
 4  evaluation against a matrix product and a sort, and against a chunked matrix product for a gallery of a million
 5  how the time of a step grows with batch size, image size and specify_num (no bound)
+6  a training step of code_Con that sees structure beside the image (--input both) against one that does not
 """
 import argparse
 import contextlib
@@ -34,6 +35,7 @@ from shared.model import PseudoSiamese
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.small_maps import use_small_map_convolutions
 from shared.run import Run
+from shared.shown import with_shown
 
 ROOT = Path(__file__).resolve().parents[1]
 DEVICE = choose_device("auto")
@@ -274,7 +276,26 @@ def growth(rounds):
         print(f"{'':27s} {batch:8d} {size:6d} {specify_num:12d} {1e3 * took:8.0f} {batch / took:8.1f}", flush=True)
 
 
-PARTS = {1: steps, 2: precision, 3: filters, 4: evaluation, 5: growth}
+def seen_structure(rounds):
+    networks = {}
+    for kind in ("both", "rgb"):
+        network = PseudoSiamese("resnet18", 1, pooling="cells", layer4_stride=2, stages=3, input=kind)
+        use_small_map_convolutions(network)
+        network.to(DEVICE, memory_format=torch.channels_last).train()
+        networks[kind] = network, torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True)
+    opt, sar = images_of(64, 64), images_of(64, 64)
+    generator = torch.Generator().manual_seed(0)
+
+    def ours():
+        network, optimizer = networks["both"]
+        shown = (with_shown(images, network.mean, 1 / 3, 1 / 3, generator) for images in (opt, sar))
+        plain_step(network, optimizer, *shown)
+
+    line("6 step of --input both, 64 pairs of 64 px", *alternate(ours, lambda: plain_step(*networks["rgb"], opt, sar),
+                                                               3 * rounds), at_most=1.2)
+
+
+PARTS = {1: steps, 2: precision, 3: filters, 4: evaluation, 5: growth, 6: seen_structure}
 
 
 def arguments():
