@@ -17,7 +17,7 @@ from shared.fingerprint import fingerprints
 from shared.layouts import find_data, list_images
 from shared.plumbing.errors import InputError, several
 from shared.plumbing.files import write_bytes, write_text
-from shared.plumbing.memory import peak_memory
+from shared.plumbing.ram import peak_memory
 from shared.reading import readers_of_run
 
 SPLITS = ("train", "test")

@@ -11,7 +11,7 @@ from conftest import ROOT, SMALL, script
 from shared.dataset import load_splits
 from shared.plumbing import image_store
 from shared.plumbing.errors import InputError
-from shared.plumbing.memory import free_memory
+from shared.plumbing.ram import free_memory
 from test_dataset import make_data
 
 

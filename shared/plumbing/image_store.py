@@ -9,7 +9,7 @@ import numpy as np
 
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import write_text
-from shared.plumbing.memory import free_memory
+from shared.plumbing.ram import free_memory
 
 STORES = ("auto", "memory", "disk")
 
