@@ -1,11 +1,26 @@
-"""What a matcher must beat without learning anything: correlation of gradient magnitudes, and mutual information."""
+"""What a matcher must beat without learning anything: correlation of oriented gradients, or of gradient magnitudes, and
+mutual information."""
+from contextlib import nullcontext
+
 import cv2
 import numpy as np
 import torch
 
+from shared.cells import CellMaps, StructureCells, embed_cells
 from shared.matcher import correlate
 
 BINS = 8
+
+
+def structure_correlation(query, image):
+    """Cosines of the oriented gradients of shared/structure.py, a cell for each pixel, (H - h + 1, W - w + 1).
+
+    Images (h, w, 3) uint8.
+    """
+    model, cpu = StructureCells(spacing=1), torch.device("cpu")
+    query_cells, maps = (embed_cells(model, torch.from_numpy(pixels)[None], modality, cpu, nullcontext)
+                         for pixels, modality in ((query, "sar"), (image, "opt")))
+    return CellMaps(maps).cosines(query_cells, torch.ones(1, 1, *query.shape[:2]))[0, 0].numpy()
 
 
 def gradient_correlation(query, image):

@@ -24,10 +24,8 @@ class FinishedRun:
 
     def __init__(self, args):
         self.args, self.folder, self.row = args, args.run, args.result_path
-        self.tested = bool(self.row) and (self.row / "metrics.json").is_file()
+        self.tested = bool(self.row) and is_tested(self.row)
         if self.tested:
-            metrics = json.loads((self.row / "metrics.json").read_text())
-            print(f"{self.row} is finished\n{format_metrics(metrics)}")
             return
         self.device = distributed.start(choose_device(args.device))
         self.is_first_process = distributed.rank() == 0
@@ -37,12 +35,15 @@ class FinishedRun:
             self.model.compile()
         self.settings = read_settings(args.run)
 
-    def load_pairs(self, split="test"):
-        """The split that the run was evaluated on (of its own data set, or its target), or of --data_path."""
+    def load_pairs(self, split="test", img_size=None):
+        """The split that the run was evaluated on (of its own data set, or its target), or of --data_path.
+
+        img_size: default the run's.
+        """
         own = self.settings.get("target_path") or self.settings["data_path"]
         self.data_path = self.args.data_path or own
         regions = None if self.args.data_path else self.settings.get("target_region")
-        pairs, = load_splits(self.data_path, (split,), self.img_size, self.args.workers, self.args.store)
+        pairs, = load_splits(self.data_path, (split,), img_size or self.img_size, self.args.workers, self.args.store)
         pairs = pairs.of_regions(regions, "--target_region")
         if self.is_first_process:
             print(describe_gallery(pairs))
@@ -55,17 +56,14 @@ class FinishedRun:
         """
         if not self.is_first_process:
             return
-        print(format_metrics(metrics))
         origin = {"data_path": str(self.data_path), "tta": self.args.tta}
         if not self.row:
+            print(format_metrics(metrics))
             write_text(self.folder / "test.json", json.dumps({**metrics, **origin}, indent=1))
             return
         seconds = json.loads((self.folder / "metrics.json").read_text())["seconds"]
-        self.row.mkdir(parents=True, exist_ok=True)
         settings = {**self.settings, **origin, "run": str(self.folder)}
-        write_text(self.row / "args.json", json.dumps(settings, indent=1))
-        write_text(self.row / "retrieval.json", json.dumps(found))
-        write_text(self.row / "metrics.json", summary(metrics, seconds, pairs, "test"))
+        write_row(self.row, settings, metrics, seconds, pairs, found)
 
     def save_embeddings(self, query, gallery, pairs):
         """Write the embeddings of a split to embeddings/ in the run's folder."""
@@ -79,6 +77,27 @@ class FinishedRun:
         """Wait for the other processes, and leave them."""
         distributed.wait()
         distributed.stop()
+
+
+def is_tested(row):
+    """Whether a row of the table has its figures already; they are printed then."""
+    file = row / "metrics.json"
+    if not file.is_file():
+        return False
+    print(f"{row} is finished\n{format_metrics(json.loads(file.read_text()))}")
+    return True
+
+
+def write_row(row, settings, metrics, seconds, pairs, found):
+    """Print the figures on the test split, and keep them in the folder `row`, as a row of the table.
+
+    settings: for its args.json. metrics: as evaluate gives them. seconds: of training. found: as retrievals gives it.
+    """
+    print(format_metrics(metrics))
+    row.mkdir(parents=True, exist_ok=True)
+    write_text(row / "args.json", json.dumps(settings, indent=1))
+    write_text(row / "retrieval.json", json.dumps(found))
+    write_text(row / "metrics.json", summary(metrics, seconds, pairs, "test"))
 
 
 def read_settings(folder):

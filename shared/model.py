@@ -103,6 +103,14 @@ class PseudoSiamese(nn.Module):
         vectors = F.normalize(pool5.float()), F.normalize(fc.float())
         return (*vectors, maps[1:]) if with_maps else vectors
 
+    def cells(self, opt=None, sar=None):
+        """What makes fc, where pooling is `cells`, before it is one vector: (B + C, CELL_DIM, h, w) float32.
+
+        Arguments: forward's.
+        """
+        maps = self(opt, sar, with_maps=True)[2]
+        return self.embedding(maps[-1]).float()
+
     def _own_maps(self, images, stages):
         """The normalised images of one modality, and what each of its own stages makes of them."""
         x = (images - self.mean) / self.std

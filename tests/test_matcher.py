@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from baselines import best_position, displacement, gradient_correlation, mutual_information
 from graph import FAR, graph_of, vote
 from position_loss import cut_queries, displaced_nll, draw_rotations
-from queries import cut_turned, draw_queries
+from queries import draw_queries
 from shared.calibration import OUTCOMES, Calibration, conformal_quantile, fit_calibration, radius_by_tile
-from shared.localization import EVIDENCE, Map, Search, difference_of_angles, distinct_peaks, rotations_to_try, turn
+from shared.localization import EVIDENCE, Map, Search, cut_turned, difference_of_angles, distinct_peaks
+from shared.localization import rotations_to_try, turn
 from shared.matcher import HALO, STRIDE, Matcher, correlate
 from shared.neighbourhoods import Patches, corners_of_patches, views_of
 from shared.plumbing.device import autocast
