@@ -192,7 +192,7 @@ def test_baselines_find_what_is_there():
     assert best_position(gradient_correlation(inverted, image)) == (40, 60)
     assert best_position(mutual_information(inverted, image)) == (40, 60)
     cosines = structure_correlation(inverted, image)
-    assert best_position(cosines) == (40, 60) and cosines.shape == (91, 91) and 0.9 < cosines.max() <= 1
+    assert best_position(cosines) == (40, 60) and cosines.shape == (91, 91) and 0.8 < cosines.max() <= 1
     # Mutual information against a histogram that is counted, at one position.
     smooth = mutual_information(image[40:110, 60:130], image)
     assert smooth[40, 60] == smooth.max() and smooth.min() >= -1e-6
