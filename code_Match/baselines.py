@@ -12,15 +12,24 @@ from shared.matcher import correlate
 BINS = 8
 
 
-def structure_correlation(query, image):
-    """Cosines of the oriented gradients of shared/structure.py, a cell for each pixel, (H - h + 1, W - w + 1).
+class StructureCorrelation:
+    """Cosines of the oriented gradients of shared/structure.py, a cell for each pixel.
 
-    Images (h, w, 3) uint8.
+    Keeps what it made of the last image: queries come tile by tile.
     """
-    model, cpu = StructureCells(spacing=1), torch.device("cpu")
-    query_cells, maps = (embed_cells(model, torch.from_numpy(pixels)[None], modality, cpu, nullcontext)
-                         for pixels, modality in ((query, "sar"), (image, "opt")))
-    return CellMaps(maps).cosines(query_cells, torch.ones(1, 1, *query.shape[:2]))[0, 0].numpy()
+
+    def __init__(self):
+        self.model = StructureCells(spacing=1)
+        self.image = self.maps = None
+
+    def __call__(self, query, image):
+        """Images (h, w, 3) and (H, W, 3) uint8 -> (H - h + 1, W - w + 1)."""
+        if image is not self.image:
+            self.image, self.maps = image, CellMaps(self._cells(image, "opt"))
+        return self.maps.cosines(self._cells(query, "sar"), torch.ones(1, 1, *query.shape[:2]))[0, 0].numpy()
+
+    def _cells(self, image, modality):
+        return embed_cells(self.model, torch.from_numpy(image)[None], modality, torch.device("cpu"), nullcontext)
 
 
 def gradient_correlation(query, image):

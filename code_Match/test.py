@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from baselines import best_position, displacement, gradient_correlation, mutual_information, structure_correlation
+from baselines import StructureCorrelation, best_position, displacement, gradient_correlation, mutual_information
 from calibrate import error_px, maps_of
 from graph import graph_of, train_graph, vote
 from queries import draw_queries
@@ -40,7 +40,7 @@ from shared.plumbing.files import write_text
 
 METHODS = ("trust", "matcher", "coarse-to-fine", "centre", "voting", "graph", "structure", "ncc", "mi")
 RETRIEVAL = ("coarse-to-fine", "centre", "voting", "graph")
-WITHOUT_LEARNING = {"structure": structure_correlation, "ncc": gradient_correlation, "mi": mutual_information}
+WITHOUT_LEARNING = {"structure": StructureCorrelation(), "ncc": gradient_correlation, "mi": mutual_information}
 SIDES = (100, 200, 400)
 # How many queries of a tile: fewer where one takes longer. Map, half width of the rotations.
 SETTINGS = {("tile", 0): 10, ("tile", 15): 3, ("tile", 180): 2, ("mosaic", 0): 3, ("mosaic", 15): 1, ("mosaic", 180): 1}

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from baselines import best_position, displacement, gradient_correlation, mutual_information, structure_correlation
+from baselines import StructureCorrelation, best_position, displacement, gradient_correlation, mutual_information
 from graph import FAR, graph_of, vote
 from position_loss import cut_queries, displaced_nll, draw_rotations
 from queries import draw_queries
@@ -191,8 +191,10 @@ def test_baselines_find_what_is_there():
     inverted = 255 - image[40:110, 60:130]
     assert best_position(gradient_correlation(inverted, image)) == (40, 60)
     assert best_position(mutual_information(inverted, image)) == (40, 60)
-    cosines = structure_correlation(inverted, image)
+    correlate_structure = StructureCorrelation()
+    cosines = correlate_structure(inverted, image)
     assert best_position(cosines) == (40, 60) and cosines.shape == (91, 91) and 0.8 < cosines.max() <= 1
+    assert best_position(correlate_structure(inverted, image[10:])) == (30, 60), "another image"
     # Mutual information against a histogram that is counted, at one position.
     smooth = mutual_information(image[40:110, 60:130], image)
     assert smooth[40, 60] == smooth.max() and smooth.min() >= -1e-6
