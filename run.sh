@@ -55,7 +55,7 @@ else
   MANY=--symmetries
 fi
 # The regions: where there are pairs, and where there are none. SOURCE="T11SLT T11SMT" TARGET=T14RNT goes the other way.
-FROM_SOURCE= FROM_TARGET= ADAPT=
+TARGET=${TARGET:-} FROM_SOURCE= FROM_TARGET= ADAPT=
 if [ -n "${SOURCE:-}" ]; then
   NAME+=-from-${SOURCE// /-}
 elif [ "$NAME" = demo ]; then
@@ -77,6 +77,7 @@ echo "data: $DATA_PATH   seeds: $SEEDS   profile: ${PROFILE:-the default of ever
 # The rows --------------------------------------------------------------------------------------------------
 # table NAME                              the rows below it, in results/<data set>/NAME.md (the ablation: table.md)
 # row NAME FOLDER [flags of train.py]     a row that trains (FOLDER/SCRIPT.py: by another script than train.py)
+# row NAME FOLDER/test.py [flags of test.py]      a row that learns nothing; every table opens with one
 # test_row NAME FOLDER ROW [flags of test.py]     a row that is another row's runs, tested otherwise (or drawn with)
 # In the flags @ROW stands for another row's run with the same seed, as in --init @ROW; that row is then run first.
 tables=() in_table=() names=() scripts=() flags=()
@@ -90,6 +91,7 @@ test_row() {
 }
 
 table ablation
+row structure                      code_Structure/test.py
 row triplet                        code
 row triplet+exchange               code_Aux --channel_exchange
 row triplet+adv                    code_Adv
@@ -105,6 +107,7 @@ test_row triplet-test-exchange     code triplet --tta exchange
 test_row triplet-test-guided       code triplet --tta guided
 test_row exchange-test-exchange    code_Aux triplet+exchange --tta exchange
 test_row contrastive-test-time     code_Con contrastive --tta symmetries
+test_row contrastive+structure     code_Structure/fusion.py contrastive
 
 # Positions on a map: on whole tiles where there are some. Retrieval, too, must not have seen the tiles held out.
 table match
@@ -113,6 +116,7 @@ row match-retrieval          code_Con $MANY $LONGER --validate 0.2
 test_row match-centre        code_Match match --retrieval @match-retrieval --method centre $SIDES
 test_row match-voting        code_Match match --retrieval @match-retrieval --method voting $SIDES
 test_row match-graph         code_Match match --retrieval @match-retrieval --method graph $SIDES
+test_row match-structure     code_Match match --method structure $SIDES
 test_row match-ncc           code_Match match --method ncc $SIDES
 test_row match-mi            code_Match match --method mi --queries 2 $SIDES
 test_row match-matcher       code_Match match --method matcher $SIDES
@@ -123,6 +127,7 @@ test_row match-trust         code_Match match --method trust $SIDES
 # Starting from less than ImageNet: SimSiam's backbone, trained without labels, and an encoder that can be drawn from.
 # From SimSiam's backbone the triplet loss collapses at the rate that serves from nothing, so the rates there are lower.
 table pretraining
+row structure                     code_Structure/test.py
 row simsiam                       code_SimSiam $MANY
 row triplet-from-simsiam          code --init @simsiam $GENTLY
 row triplet+exchange-from-simsiam code_Aux --channel_exchange --init @simsiam $SOFTLY
@@ -135,6 +140,7 @@ row san-pg                        code_SAN --init @san-first --decoder @san-firs
 
 # A region without pairs: the source's pairs, and the target's images. Every way starts from the source's network.
 table regions
+row regions-structure  code_Structure/test.py --target_region $TARGET
 row source-only        code_Con $ACROSS $PART $LONGER $FROM_SOURCE
 row target-supervised  code_Con $MANY --region $TARGET --target_region $TARGET $PART $LONGER $FROM_TARGET
 test_row adabn         code_Adapt source-only --batchnorm target
@@ -167,12 +173,18 @@ row ecn                code_ECN $ACROSS --start @source-only --generated @gan-im
 
 # Pseudo-modal images from a generator, beside triplet and triplet+exchange.
 table generated
+row structure                   code_Structure/test.py
 row pairs-gan                   code_HHL/train_generator.py
 test_row pairs-gan-images       code_HHL/generate.py pairs-gan
 row diffusion                   code_Diffusion $MANY
 test_row diffusion-images       code_Diffusion/generate.py diffusion
 row triplet+generated-gan       code_Aux --generated @pairs-gan-images
 row triplet+generated-diffusion code_Aux --generated @diffusion-images
+
+# Where no network was trained: the data sets in the folder worlds beside DATA_PATH, aligned, and windows anywhere.
+table worlds
+row worlds-structure        tools/worlds.py
+test_row worlds-contrastive tools/worlds.py contrastive
 
 # What is asked for -----------------------------------------------------------------------------------------
 number_of() {
@@ -212,7 +224,8 @@ for i in "${order[@]}"; do
   for seed in $SEEDS; do
     name=${names[i]}
     command=("$PYTHON" "${scripts[i]}" --result_path "results/$NAME/$name/seed$seed")
-    [[ ${scripts[i]} != */train*.py ]] || command+=(--data_path "$DATA_PATH" --seed "$seed" $PROFILE)
+    [[ " ${flags[i]} " == *" --run "* ]] || command+=(--data_path "$DATA_PATH")
+    [[ ${scripts[i]} != */train*.py ]] || command+=(--seed "$seed" $PROFILE)
     for word in ${flags[i]}; do
       [[ $word != @* ]] || word=results/$NAME/${word#@}/seed$seed
       command+=("$word")

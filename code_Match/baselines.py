@@ -1,11 +1,35 @@
-"""What a matcher must beat without learning anything: correlation of gradient magnitudes, and mutual information."""
+"""What a matcher must beat without learning anything: correlation of oriented gradients, or of gradient magnitudes, and
+mutual information."""
+from contextlib import nullcontext
+
 import cv2
 import numpy as np
 import torch
 
+from shared.cells import CellMaps, StructureCells, embed_cells
 from shared.matcher import correlate
 
 BINS = 8
+
+
+class StructureCorrelation:
+    """Cosines of the oriented gradients of shared/structure.py, a cell for each pixel.
+
+    Keeps what it made of the last image: queries come tile by tile.
+    """
+
+    def __init__(self):
+        self.model = StructureCells(spacing=1)
+        self.image = self.maps = None
+
+    def __call__(self, query, image):
+        """Images (h, w, 3) and (H, W, 3) uint8 -> (H - h + 1, W - w + 1)."""
+        if image is not self.image:
+            self.image, self.maps = image, CellMaps(self._cells(image, "opt"))
+        return self.maps.cosines(self._cells(query, "sar"), torch.ones(1, 1, *query.shape[:2]))[0, 0].numpy()
+
+    def _cells(self, image, modality):
+        return embed_cells(self.model, torch.from_numpy(image)[None], modality, torch.device("cpu"), nullcontext)
 
 
 def gradient_correlation(query, image):

@@ -1,8 +1,9 @@
 """SAR queries cut from whole tiles, with their places."""
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
+
+from shared.localization import cut_turned
 
 TRIES = 100                                             # positions drawn before a tile is said to have no room
 
@@ -48,14 +49,3 @@ def _draw_of_tile(tiles, tile, side, within, count, random):
         x, y = left + half, top + half
         queries.append(Query(cut_turned(tiles.sar[tile], x, y, side, rotation), tile, x, y, rotation))
     return queries
-
-
-def cut_turned(image, x, y, side, rotation):
-    """The square of `side` px about (x, y), turned by `rotation` degrees clockwise. (side, side, 3) uint8."""
-    angle = np.deg2rad(rotation)
-    cos, sin = np.cos(angle), np.sin(angle)
-    turned = np.array([[cos, -sin], [sin, cos]])
-    offset = np.array([x, y]) - 0.5 - turned @ np.full(2, side / 2 - 0.5)
-    matrix = np.column_stack([turned, offset])
-    return cv2.warpAffine(image, matrix, (side, side), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-                          borderMode=cv2.BORDER_REPLICATE)

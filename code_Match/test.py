@@ -5,7 +5,8 @@
 
 --method: matcher (every position), coarse-to-fine (where --retrieval's embeddings point), centre (of the patch that
 retrieval finds), voting (of neighbouring patches), graph (attention over the first 20 answers), and without learning
-ncc (gradient correlation) and mi (mutual information). Each query is looked for on its own tile and on all of them.
+structure (oriented gradients), ncc (gradient correlation) and mi (mutual information). Each query is looked for on its
+own tile and on all of them.
 --method trust looks for each on its own tile and on another: how often the matcher says rightly that it is there.
 """
 import argparse
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from baselines import best_position, displacement, gradient_correlation, mutual_information
+from baselines import StructureCorrelation, best_position, displacement, gradient_correlation, mutual_information
 from calibrate import error_px, maps_of
 from graph import graph_of, train_graph, vote
 from queries import draw_queries
@@ -30,6 +31,7 @@ from shared.calibration import RIGHT_PX, load_calibration
 from shared.fingerprint import fingerprint
 from shared.finished_run import read_settings, require_row_of
 from shared.layouts import find_data
+from shared.lines import Lines
 from shared.localization import Answer, Search, difference_of_angles, rotations_to_try
 from shared.matcher import load_matcher
 from shared.model import load_model
@@ -39,9 +41,9 @@ from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import write_text
 from shared.reading import readers_of_run
 
-METHODS = ("trust", "matcher", "coarse-to-fine", "centre", "voting", "graph", "ncc", "mi")
+METHODS = ("trust", "matcher", "coarse-to-fine", "centre", "voting", "graph", "structure", "ncc", "mi")
 RETRIEVAL = ("coarse-to-fine", "centre", "voting", "graph")
-WITHOUT_LEARNING = ("ncc", "mi")
+WITHOUT_LEARNING = {"structure": StructureCorrelation(), "ncc": gradient_correlation, "mi": mutual_information}
 SIDES = (100, 200, 400)
 # How many queries of a tile: fewer where one takes longer. Map, half width of the rotations.
 SETTINGS = {("tile", 0): 10, ("tile", 15): 3, ("tile", 180): 2, ("mosaic", 0): 3, ("mosaic", 15): 1, ("mosaic", 180): 1}
@@ -117,7 +119,7 @@ def test(args):
         return
     tested = Tested(args)
     tiles = tested.tiles
-    displaced, lines = [], Lines(args)
+    displaced, lines = [], Lines((args.result_path or args.run) / f"lines_{args.method}.json", args)
     if args.method != "trust":
         displaced = [displacement(opt, sar) for opt, sar in zip(tiles.opt, tiles.sar)]
     for side in args.sides:
@@ -169,26 +171,6 @@ def settings_of(method):
     return list(SETTINGS)
 
 
-class Lines:
-    """The lines of the table, printed and kept as they come: what was interrupted goes on behind the last of them."""
-
-    def __init__(self, args):
-        given = {name: str(value) for name, value in vars(args).items() if name not in ("device", "workers")}
-        folder = args.result_path or args.run
-        folder.mkdir(parents=True, exist_ok=True)
-        self.file, self.given = folder / f"lines_{args.method}.json", given
-        kept = json.loads(self.file.read_text()) if self.file.is_file() else {}
-        self.lines = kept["lines"] if kept.get("given") == given else []
-
-    def has(self, **wanted):
-        return any(wanted.items() <= line.items() for line in self.lines)
-
-    def add(self, line):
-        print("  ".join(f"{name} {value}" for name, value in line.items()), flush=True)
-        self.lines.append(line)
-        write_text(self.file, json.dumps({"given": self.given, "lines": self.lines}, indent=1))
-
-
 # The methods: (query, numbers of the tiles to look on, half width of its rotation) -> Answer -------------------------
 
 def locator(method, tested, side):
@@ -196,10 +178,8 @@ def locator(method, tested, side):
     if method == "matcher":
         return lambda query, where, within: matched(tested, query, [tested.maps[i] for i in where], within)[0]
     if method in WITHOUT_LEARNING:
-        score = gradient_correlation if method == "ncc" else mutual_information
-
         def by_score(query, where, within):
-            row, column = best_position(score(query.image, tested.tiles.opt[where[0]]))
+            row, column = best_position(WITHOUT_LEARNING[method](query.image, tested.tiles.opt[where[0]]))
             return Answer(where[0], 0, column + side / 2, row + side / 2, 0.0, 0.0)
         return by_score
 

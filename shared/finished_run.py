@@ -25,11 +25,10 @@ class FinishedRun:
 
     def __init__(self, args):
         self.args, self.folder, self.row = args, args.run, args.result_path
-        self.tested = bool(self.row) and (self.row / "metrics.json").is_file()
+        self.tested = bool(self.row) and is_tested(self.row)
         if self.tested:
             require_row_of(self.row, self.folder, self._path_of(read_settings(self.folder)), tta=args.tta)
-            metrics = json.loads((self.row / "metrics.json").read_text())
-            print(f"{self.row} is finished\n{format_metrics(metrics)}")
+            print_row(self.row)
             return
         self.device = distributed.start(choose_device(args.device))
         self.is_first_process = distributed.rank() == 0
@@ -43,13 +42,17 @@ class FinishedRun:
         """The data set to test on: --data_path, or the one that the run was evaluated on (its own, or its target)."""
         return self.args.data_path or settings.get("target_path") or settings["data_path"]
 
-    def load_pairs(self, split="test"):
-        """The split that the run was evaluated on (of its own data set, or its target), or of --data_path."""
+    def load_pairs(self, split="test", img_size=None):
+        """The split that the run was evaluated on (of its own data set, or its target), or of --data_path.
+
+        img_size: default the run's.
+        """
         self.data_path, self.split = self._path_of(self.settings), split
         regions = None if self.args.data_path else self.settings.get("target_region")
         is_own = self.args.data_path is None and not self.settings.get("target_path")
         self.readers = readers_of_run(self.args.run, self.args, is_own)
-        pairs, = load_splits(self.data_path, (split,), self.img_size, self.args.workers, self.args.store, self.readers)
+        pairs, = load_splits(self.data_path, (split,), img_size or self.img_size, self.args.workers, self.args.store,
+                             self.readers)
         pairs = pairs.of_regions(regions, "--target_region")
         if self.is_first_process:
             print(describe_gallery(pairs))
@@ -62,18 +65,14 @@ class FinishedRun:
         """
         if not self.is_first_process:
             return
-        print(format_metrics(metrics))
         origin = {"data_path": str(self.data_path), "tta": self.args.tta}
         if not self.row:
+            print(format_metrics(metrics))
             write_text(self.folder / "test.json", json.dumps({**metrics, **origin}, indent=1))
             return
         seconds = json.loads((self.folder / "metrics.json").read_text())["seconds"]
-        self.row.mkdir(parents=True, exist_ok=True)
-        tested = {"tested_data": fingerprint(find_data(self.data_path), "test")}
-        settings = {**self.settings, **origin, **tested, "run": str(self.folder)}
-        write_text(self.row / "args.json", json.dumps(settings, indent=1))
-        write_text(self.row / "retrieval.json", json.dumps(found))
-        write_text(self.row / "metrics.json", summary(metrics, seconds, pairs, "test"))
+        settings = {**self.settings, **origin, "run": str(self.folder)}
+        write_row(self.row, settings, metrics, seconds, pairs, found)
 
     def save_embeddings(self, query, gallery, pairs, **flags):
         """Write the embeddings of a split to embeddings/ in the run's folder.
@@ -100,10 +99,11 @@ class FinishedRun:
 def require_row_of(row, run, data_path, **flags):
     """InputError where a row's folder holds the figures of another run, of other data or with other flags.
 
+    run: a folder, or None of a row in which nothing is learned.
     A row of before something was written to its args.json is taken for what is asked for.
     """
     settings, differing = read_settings(row), []
-    if Path(settings.get("run", run)).resolve() != Path(run).resolve():
+    if run and Path(settings.get("run", run)).resolve() != Path(run).resolve():
         differing.append(f"run {settings['run']} there, {run} here")
     for name, here in flags.items():
         if settings.get(name, here) != here:
@@ -114,6 +114,28 @@ def require_row_of(row, run, data_path, **flags):
         differing.append(f"test images of {settings['data_path']} there ({there}), of {data_path} here ({here})")
     if differing:
         raise InputError(f"{row} holds other figures ({'; '.join(differing)}): give another --result_path")
+
+
+def is_tested(row):
+    """Whether a row of the table has its figures already."""
+    return (row / "metrics.json").is_file()
+
+
+def print_row(row):
+    print(f"{row} is finished\n{format_metrics(json.loads((row / 'metrics.json').read_text()))}")
+
+
+def write_row(row, settings, metrics, seconds, pairs, found):
+    """Print the figures on the test split, and keep them in the folder `row`, as a row of the table.
+
+    settings: for its args.json, its data_path among them. metrics: as evaluate gives them. seconds: of training. found: as retrievals gives it.
+    """
+    print(format_metrics(metrics))
+    row.mkdir(parents=True, exist_ok=True)
+    tested = {"tested_data": fingerprint(find_data(settings["data_path"]), "test")}
+    write_text(row / "args.json", json.dumps({**settings, **tested}, indent=1))
+    write_text(row / "retrieval.json", json.dumps(found))
+    write_text(row / "metrics.json", summary(metrics, seconds, pairs, "test"))
 
 
 def read_settings(folder):

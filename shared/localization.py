@@ -100,9 +100,23 @@ def turn(image, rotations, side=None, zoom=1.0, shown=None):
     return views, masks
 
 
-def cell_mask(masks):
-    """(K, S, S) bool -> (K, 1, S / STRIDE, S / STRIDE) float32: 1 where all pixels of a cell are shown."""
-    return -F.max_pool2d(-torch.from_numpy(masks).float()[:, None], STRIDE, ceil_mode=True)
+def cell_mask(masks, cell=STRIDE):
+    """(K, S, S) bool -> (K, 1, S / cell, S / cell) float32, rounded up: 1 where all pixels of a cell are shown."""
+    return -F.max_pool2d(-torch.from_numpy(masks).float()[:, None], cell, ceil_mode=True)
+
+
+def cut_turned(image, x, y, side, rotation, zoom=1.0):
+    """The square of `side` px about (x, y), turned by `rotation` degrees clockwise, at `zoom` px of the image to a px.
+
+    image: (H, W, 3) uint8, or (H, W). Returns (side, side, 3), or (side, side); beyond the image its edge goes on.
+    """
+    angle = np.deg2rad(rotation)
+    cos, sin = np.cos(angle) * zoom, np.sin(angle) * zoom
+    turned = np.array([[cos, -sin], [sin, cos]])
+    offset = np.array([x, y]) - 0.5 - turned @ np.full(2, side / 2 - 0.5)
+    matrix = np.column_stack([turned, offset])
+    return cv2.warpAffine(image, matrix, (side, side), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+                          borderMode=cv2.BORDER_REPLICATE)
 
 
 @torch.no_grad()

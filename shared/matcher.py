@@ -91,24 +91,30 @@ def correlate(query, query_mask, maps, map_mask=None, least=0.5):
     x] the mean of the cosines at the cells that both show when the query's first cell lies on cell (y, x); -1 where
     fewer than `least` of the query's cells lie on map. By FFT: nothing wraps around within these positions.
     """
-    height, width = maps.shape[-2] - query.shape[-2] + 1, maps.shape[-1] - query.shape[-1] + 1
-    if height < 1 or width < 1:
-        raise ValueError(f"a query of {tuple(query.shape[-2:])} cells on a map of {tuple(maps.shape[-2:])}")
     cells = query_mask.sum((2, 3)).view(-1, 1, 1, 1).clamp(min=1)
     if map_mask is None:
-        return _correlate_sums(query * query_mask, maps, height, width) / cells
-    sums = _correlate_sums(query * query_mask, maps * map_mask, height, width)
-    both = _correlate_sums(query_mask, map_mask, height, width).round()
+        return _sums(query * query_mask, maps) / cells
+    sums = _sums(query * query_mask, maps * map_mask)
+    both = _sums(query_mask, map_mask).round()
     return torch.where(both >= least * cells, sums / both.clamp(min=1), -1.0)
 
 
-def _correlate_sums(query, maps, height, width):
-    """(Q, C, h, w), (M, C, H, W) -> (Q, M, height, width): sums of products at each shift."""
-    size = maps.shape[-2:]
-    query, maps = torch.fft.rfft2(query.float(), s=size), torch.fft.rfft2(maps.float())
+def _sums(query, maps):
+    return sums_at_shifts(query, torch.fft.rfft2(maps.float()), maps.shape[-2:])
+
+
+def sums_at_shifts(query, spectra, size):
+    """Sums of the products of cells at each shift that keeps a query within a map.
+
+    query: (Q, C, h, w). spectra: (M, C, ...), rfft2 of maps (M, C, *size). Returns (Q, M, H - h + 1, W - w + 1).
+    """
+    height, width = (of_map - of_query + 1 for of_map, of_query in zip(size, query.shape[-2:]))
+    if height < 1 or width < 1:
+        raise ValueError(f"a query of {tuple(query.shape[-2:])} cells on a map of {tuple(size)}")
+    query = torch.fft.rfft2(query.float(), s=size)
     # A product of matrices (Q x C) (C x M) at each frequency.
-    products = torch.bmm(query.conj().flatten(2).permute(2, 0, 1), maps.flatten(2).permute(2, 1, 0))
-    products = products.permute(1, 2, 0).reshape(len(query), len(maps), *query.shape[-2:])
+    products = torch.bmm(query.conj().flatten(2).permute(2, 0, 1), spectra.flatten(2).permute(2, 1, 0))
+    products = products.permute(1, 2, 0).reshape(len(query), len(spectra), *query.shape[-2:])
     return torch.fft.irfft2(products, s=size)[..., :height, :width]
 
 

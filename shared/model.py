@@ -120,6 +120,14 @@ class PseudoSiamese(nn.Module):
         vectors = F.normalize(pool5.float()), F.normalize(fc.float())
         return (*vectors, maps[1:]) if with_maps else vectors
 
+    def cells(self, opt=None, sar=None):
+        """What makes fc, where pooling is `cells`, before it is one vector: (B + C, CELL_DIM, h, w) float32.
+
+        Arguments: forward's.
+        """
+        maps = self(opt, sar, with_maps=True)[2]
+        return self.embedding(maps[-1]).float()
+
     def _own_maps(self, images, stages):
         """The input that the images of one modality give, and what each of its own stages makes of it."""
         x = self._input(images)

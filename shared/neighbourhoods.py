@@ -82,7 +82,7 @@ def embedding_size(side, img_size, crop):
     return max(32, round(img_size * side / crop))
 
 
-def crop_of(data_path):
+def crop_of(data_path, split="train"):
     """Side in px of a data set's crops, as their files hold them."""
-    listing = list_split(find_data(data_path), "train", [])
+    listing = list_split(find_data(data_path), split, [])
     return len(read_image(next(iter(listing.opt.values()))))

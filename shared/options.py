@@ -131,6 +131,11 @@ def add_region(group):
 def add_target(group):
     """The flags that say where to evaluate, if that is not the ground that is trained on."""
     group.add_argument("--target_path", metavar="DATA", help="evaluate on another data set than is trained on")
+    add_target_region(group)
+
+
+def add_target_region(group):
+    """The flag that says at which test places to evaluate."""
     group.add_argument("--target_region", nargs="+", metavar="NAME",
                        help="evaluate on the test places of these regions alone (default: all)")
 

@@ -96,7 +96,7 @@ RUN_SH = (ROOT / "run.sh").read_text()
 SETTINGS = dict(re.findall(r'\b([A-Z_]+)\+?="([^"$]*)"', RUN_SH))          # of the demo pairs, where there are several
 SETTINGS["MANY"] = "--windows"
 SETTINGS["ACROSS"] = "--windows --region a --target_region b"
-ROWS = re.findall(r"^(row|test_row) +(\S+) +(code[\w/.]*) +(.*)$|^(row) +(\S+) +(code[\w/.]*)$", RUN_SH, re.M)
+ROWS = re.findall(r"^(row|test_row) +(\S+) +((?:code|tools)[\w/.]*) *(.*)$", RUN_SH, re.M)
 ROWS = [tuple(filter(None, groups)) for groups in ROWS]
 
 
@@ -110,9 +110,11 @@ def command_of(row):
     for setting, value in SETTINGS.items():
         words = re.sub(rf"\${setting}\b", value, words)
     assert "$" not in words, words
-    profile = ["--data_path", "x", "--recipe", "cpu"] if kind == "row" else []
     script_name = "" if folder.endswith(".py") else "train.py" if kind == "row" else "test.py"
-    return ROOT / folder / script_name, [*profile, "--result_path", "x", *words.split()]
+    file = ROOT / folder / script_name
+    data = ["--data_path", "x"] if kind == "row" else []
+    profile = ["--recipe", "cpu"] if file.name.startswith("train") else []
+    return file, [*data, *profile, "--result_path", "x", *words.split()]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[1])

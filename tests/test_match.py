@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from conftest import ROOT, Program, script
+from shared.lines import Lines
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import write_rows
 from tiles import load_tiles
 from test_matcher import ground
-from tools.bench import load_script
 from tools.results import write_table
 
 TINY = ["--img_size", "64", "--query", "32", "--batch_size", "2", "--validate", "0.5", "--device", "cpu",
@@ -111,7 +111,7 @@ def test_trained_killed_and_gone_on_with(tiled, tmp_path):
     assert third.returncode == 0 and (tmp_path / "whole/calibration.json").read_text() == kept[0]
 
     results = tmp_path / "results/tiled"
-    for method in ("matcher", "ncc", "trust"):
+    for method in ("matcher", "structure", "ncc", "trust"):
         row = results / f"match-{method}/seed0"
         done = script("code_Match/test.py", "--run", tmp_path / "whole", "--method", method, "--sides", "32",
                       "--queries", "2", "--result_path", row, "--device", "cpu", "--amp", "off")
@@ -151,10 +151,10 @@ def test_what_is_refused(tiled, tmp_path):
 
 def test_an_interrupted_test_goes_on_behind_its_last_line(tmp_path, capsys):
     """What was measured is kept, for the same command alone."""
-    module = load_script(ROOT / "code_Match/test.py")
     args = argparse.Namespace(run=tmp_path, method="ncc", queries=2, result_path=None, device="cpu", workers=2)
-    module.Lines(args).add({"side": 100, "map": "tile", "within1": 3.0})
-    again = module.Lines(args)
+    Lines(tmp_path / "lines.json", args).add({"side": 100, "map": "tile", "within1": 3.0})
+    again = Lines(tmp_path / "lines.json", args)
     assert again.has(side=100, map="tile") and not again.has(side=200, map="tile")
     args.workers, args.queries = 1, 3
-    assert not module.Lines(args).lines and "side 100  map tile  within1 3.0" in capsys.readouterr().out
+    assert not Lines(tmp_path / "lines.json", args).lines, "another command"
+    assert "side 100  map tile  within1 3.0" in capsys.readouterr().out

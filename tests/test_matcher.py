@@ -6,12 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from baselines import best_position, displacement, gradient_correlation, mutual_information
+from baselines import StructureCorrelation, best_position, displacement, gradient_correlation, mutual_information
 from graph import FAR, graph_of, vote
 from position_loss import cut_queries, displaced_nll, draw_rotations
-from queries import cut_turned, draw_queries
+from queries import draw_queries
 from shared.calibration import OUTCOMES, Calibration, conformal_quantile, fit_calibration, radius_by_tile
-from shared.localization import EVIDENCE, Map, Search, difference_of_angles, distinct_peaks, rotations_to_try, turn
+from shared.localization import EVIDENCE, Map, Search, cut_turned, difference_of_angles, distinct_peaks
+from shared.localization import rotations_to_try, turn
 from shared.matcher import HALO, STRIDE, Matcher, correlate
 from shared.neighbourhoods import Patches, corners_of_patches, views_of
 from shared.plumbing.device import autocast
@@ -190,6 +191,10 @@ def test_baselines_find_what_is_there():
     inverted = 255 - image[40:110, 60:130]
     assert best_position(gradient_correlation(inverted, image)) == (40, 60)
     assert best_position(mutual_information(inverted, image)) == (40, 60)
+    correlate_structure = StructureCorrelation()
+    cosines = correlate_structure(inverted, image)
+    assert best_position(cosines) == (40, 60) and cosines.shape == (91, 91) and 0.8 < cosines.max() <= 1
+    assert best_position(correlate_structure(inverted, image[10:])) == (30, 60), "another image"
     # Mutual information against a histogram that is counted, at one position.
     smooth = mutual_information(image[40:110, 60:130], image)
     assert smooth[40, 60] == smooth.max() and smooth.min() >= -1e-6

@@ -68,6 +68,14 @@ def test_a_second_data_set_of_the_same_name_does_not_enter_its_table(checkout, d
     assert f"this is {other} (48 files" in done.stderr and "move results/demo away" in done.stderr
 
 
+def test_a_data_set_without_regions_has_a_row_with_nothing_learned(checkout, demo):
+    shutil.copytree(demo, checkout / "data/of my own")
+    done = run_sh(checkout, DATA_PATH="data/of my own", ROWS="structure")
+    assert done.returncode == 0, done.stderr
+    assert "| structure | FC | 1 |" in (checkout / "results/of my own/table.md").read_text()
+    assert "nothing is learned" in done.stdout
+
+
 def test_an_unknown_row_is_an_error_before_any_training(checkout, demo):
     done = run_sh(checkout, DATA_PATH=str(demo), ROWS="triplet triplet+magic")
     assert done.returncode == 2 and "ROWS names triplet+magic" in done.stderr and "==" not in done.stdout
@@ -116,6 +124,10 @@ def test_rows_of_another_table_stand_there_alone(tmp_path):
                     {"ablation": ["triplet", "absent"], "match": ["newer", "new"], "empty": ["absent"]})
     assert {name: list(rows) for name, rows in tables.items()} == {
         "ablation": ["triplet", "nobodys"], "match": ["newer", "new"]}
+    tables = {"ablation": ["structure", "triplet"], "drawn": ["structure", "san"], "not_run": ["structure", "x"]}
+    opening = divide({name: [] for name in ("structure", "triplet", "san")}, tables)
+    assert {name: list(rows) for name, rows in opening.items()} == {
+        "ablation": ["structure", "triplet"], "drawn": ["structure", "san"]}, "a row may open several tables"
     done = script("tools/results.py", tmp_path, "--rows", "triplet", "--table", "match", "newer", "new")
     assert done.returncode == 0, done.stderr
     assert "newer" not in (tmp_path / "table.md").read_text() and "nobodys" in (tmp_path / "table.md").read_text()

@@ -60,16 +60,22 @@ def finished_runs(folder, evaluated_on="test"):
 
 
 def divide(runs, tables):
-    """Share finished runs out to tables: {table: {row: its runs}}, in the tables' order, without empty ones.
+    """Share finished runs out to tables: {table: {row: its runs}}, in the tables' order.
 
-    tables: {table: names of its rows}; the rows that none names are the ablation's, behind its own.
+    tables: {table: names of its rows}; the rows that none names are the ablation's, behind its own. A row may stand in
+    several; a table none of whose rows is new is left out.
     Raises InputError where there is no finished run.
     """
     named = {name for rows in tables.values() for name in rows}
     ablation = [*tables.get(ABLATION, ()), *(name for name in runs if name not in named)]
     wanted = {**tables, ABLATION: ablation}
-    divided = {table: {name: runs[name] for name in rows if name in runs} for table, rows in wanted.items()}
-    return {table: rows for table, rows in divided.items() if rows}
+    divided, shown = {}, set()
+    for table, rows in wanted.items():
+        finished = {name: runs[name] for name in rows if name in runs}
+        if finished.keys() - shown:
+            divided[table] = finished
+        shown |= finished.keys()
+    return divided
 
 
 def read_tables(folder, tables, evaluated_on="test"):
@@ -147,18 +153,23 @@ def markdown(lines, authors):
     return table + (AUTHORS_NOTES if authors else "")
 
 
+def recipe_of(args):
+    """How a run was trained, of its arguments."""
+    line = ("{arch}, {img_size} px, init {init}, {epochs} epochs, {batch_size} pairs, {optim}, {schedule} "
+            "schedule, learning rates {lr} and {lr_head}").format(**args)
+    line += ", windows" if args.get("windows") else ""
+    line += ", cells" if args.get("pooling") == "cells" else ""
+    side = side_of_part(args.get("part"), args["img_size"])
+    return line + (f", parts of {side} px" if side < args["img_size"] else "")
+
+
 def recipes(runs):
     """How runs were trained: one line, or one for each recipe with the rows that it made."""
     rows = {}
     for name, row_runs in runs.items():
         for folder, _ in row_runs:
             args = read_settings(folder)
-            line = ("{arch}, {img_size} px, init {init}, {epochs} epochs, {batch_size} pairs, {optim}, {schedule} "
-                    "schedule, learning rates {lr} and {lr_head}").format(**args)
-            line += ", windows" if args.get("windows") else ""
-            line += ", cells" if args.get("pooling") == "cells" else ""
-            side = side_of_part(args.get("part"), args["img_size"])
-            line += f", parts of {side} px" if side < args["img_size"] else ""
+            line = recipe_of(args) if "arch" in args else "nothing is learned"
             rows.setdefault(line, {})[name] = None
     if len(rows) == 1:
         return [f"Ours: {line}." for line in rows]

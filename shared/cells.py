@@ -1,0 +1,157 @@
+"""The dense search of cells: in which whole image a window lies, and where in it, by the cosine at every position.
+
+A network with --pooling cells makes some numbers for each cell of an image, and so does StructureCells, with nothing
+learned. A window's cells are laid on an image's cells at every position, by FFT. Positions are (x, y) in px, counted as
+in shared/localization.py; a cell is some px of the images as the network sees them.
+"""
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from shared.dataset import to_float
+from shared.localization import cell_mask, cut_turned
+from shared.matcher import sums_at_shifts
+from shared.model import GRID
+from shared.structure import structure
+
+SPACING = 8                                             # px to a cell of StructureCells
+ROTATIONS, ZOOMS = (-8, -4, 0, 4, 8), (0.93, 1.0, 1.07)               # degrees, and factors, that may be tried besides
+MAPS_AT_ONCE = 64
+LEAST_ENERGY = 1e-3                                     # of what a map has at large; what has less is as good as empty
+
+
+class StructureCells(nn.Module):
+    """The structure of images in cells, where a PseudoSiamese with pooling `cells` stands. Nothing of it is learned.
+
+    spacing: px to a cell, whose numbers are the means of structure()'s channels there.
+    """
+
+    def __init__(self, spacing=SPACING):
+        super().__init__()
+        self.spacing = spacing
+
+    def forward(self, opt=None, sar=None):
+        """(pool5, fc) as PseudoSiamese gives them: averages in a grid, and all cells one after the other."""
+        cells = self.cells(opt, sar)                                  # B x 9 x h x w
+        return F.normalize(F.adaptive_avg_pool2d(cells, GRID).flatten(1)), F.normalize(cells.flatten(1))
+
+    def cells(self, opt=None, sar=None):
+        """opt: (B, 3, H, W), sar: (C, 3, H, W), float32 in [0, 1]; either may be left out. Returns (B + C,
+        ORIENTATIONS, H / spacing, W / spacing), rounded up, float32, the optical rows first."""
+        images = [kind for kind in (opt, sar) if kind is not None]
+        with torch.autocast(images[0].device.type, enabled=False):
+            maps = torch.cat([structure(kind) for kind in images])
+        return F.avg_pool2d(maps, self.spacing, ceil_mode=True, count_include_pad=False)
+
+
+@torch.no_grad()
+def cell_side(model):
+    """Px to a cell of what a model's cells() gives."""
+    device = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
+    return 64 // model.eval().cells(opt=torch.zeros(1, 3, 64, 64, device=device)).shape[-1]
+
+
+@torch.no_grad()
+def embed_cells(model, images, modality, device, autocast, batch_size=64):
+    """The cells (N, C, h, w) of images (N, S, S, 3) uint8 of one modality, `opt` or `sar`: float32, on the device."""
+    model.eval()
+    cells = []
+    for portion in images.split(batch_size):
+        with autocast():
+            cells.append(model.cells(**{modality: to_float(portion, device)}).float())
+    return torch.cat(cells)
+
+
+# Correlation ---------------------------------------------------------------------------------------------------------
+
+class CellMaps:
+    """The cells of M whole images, (M, C, H, W) float32, ready to be correlated with."""
+
+    def __init__(self, cells):
+        self.size = tuple(cells.shape[-2:])
+        self.spectra = torch.fft.rfft2(cells)
+        energy = cells.square().sum(1, keepdim=True)                  # M x 1 x H x W
+        self.energy_spectra = torch.fft.rfft2(energy)
+        self.least = LEAST_ENERGY * energy.mean((1, 2, 3)).clamp(min=1e-12)
+
+    def __len__(self):
+        return len(self.spectra)
+
+    def cosines(self, query, mask, maps=slice(None)):
+        """The cosine of each query with what lies under it, at every position where it lies within a map.
+
+        query: (Q, C, h, w), mask: (Q, 1, h, w), 1 at the cells that count, else 0. maps: a slice of the M. Returns
+        (Q, M, H - h + 1, W - w + 1) float32: at [q, m, y, x] the inner product of the query's cells with the map's
+        when its first one lies on (y, x), over the norms of both, each over the cells that count. Raises ValueError
+        where a query is larger than the maps.
+        """
+        query = query * mask
+        products = sums_at_shifts(query, self.spectra[maps], self.size)
+        energy = sums_at_shifts(mask, self.energy_spectra[maps], self.size)
+        # By FFT what is zero comes out as a little of either sign.
+        energy = energy.maximum(self.least[maps].view(1, -1, 1, 1) * mask.sum((2, 3), keepdim=True))
+        norm = query.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
+        return products / (norm * energy.sqrt())
+
+
+# A window, seen several times ----------------------------------------------------------------------------------------
+
+@dataclass
+class Found:
+    """Where a window fits best in each of M images. scores: (M) cosines. x, y: (M) px, of the window's middle.
+    rotations: (M) degrees clockwise, zooms: (M), how it came turned and scaled, as far as that was tried."""
+    scores: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+    rotations: np.ndarray
+    zooms: np.ndarray
+
+
+@torch.no_grad()
+def find_window(model, window, maps, cell, device, autocast, rotations=(0.0,), zooms=(1.0,)):
+    """Where a SAR window lies in whole optical images: the Found of its best view in each of them.
+
+    window: (S, S, 3) uint8, at the images' resolution. maps: their CellMaps. cell: as cell_side tells. rotations,
+    zooms: what is tried, all of one with all of the other.
+    """
+    views, masks, tries = query_views(window, cell, rotations, zooms)
+    query = embed_cells(model, views, "sar", device, autocast)
+    query_mask = cell_mask(masks.numpy(), cell).to(device)
+    best = [_best_of(maps.cosines(query, query_mask, slice(i, i + MAPS_AT_ONCE)))
+            for i in range(0, len(maps), MAPS_AT_ONCE)]
+    scores, view, row, column = (torch.cat(part).cpu().numpy() for part in zip(*best))
+    rotation, zoom, x, y = np.array(tries)[view].T
+    return Found(scores, column * cell + x, row * cell + y, rotation, zoom)
+
+
+def _best_of(cosines):
+    """(scores, view, row, column), each (M), of the highest of (V, M, H, W) for each map."""
+    views, _, height, width = cosines.shape
+    scores, at = cosines.transpose(0, 1).flatten(1).max(1)
+    return scores, at // (height * width), at // width % height, at % width
+
+
+def query_views(window, cell, rotations=(0.0,), zooms=(1.0,)):
+    """A window as it may lie on the cells of a map: turned back, scaled back, and shifted by half a cell.
+
+    window: (S, S, 3) uint8. rotations: degrees clockwise, zooms: map px to a px of the window, by which it may have
+    come turned and scaled. Returns views (V, S, S, 3) uint8, masks (V, S, S) bool, where a view shows the window, and
+    tries, V tuples (rotation, zoom, x, y): the last two are the window's middle, in px of the view. Where a view shows
+    nothing of the window its edge goes on, so that no other edge is seen there.
+    """
+    side, half = len(window), cell // 2
+    # A border of what is not the window, for the mask to go on with.
+    whole = np.pad(np.full((side, side), 255, np.uint8), 1)
+    views, masks, tries = [], [], []
+    for rotation, zoom in itertools.product(rotations, zooms):
+        view = cut_turned(window, side / 2, side / 2, side, -rotation, 1 / zoom)
+        mask = cut_turned(whole, side / 2 + 1, side / 2 + 1, side, -rotation, 1 / zoom) > 254
+        for down, across in itertools.product((0, half), (0, half)):
+            views.append(np.pad(view[down:, across:], ((0, down), (0, across), (0, 0)), mode="edge"))
+            masks.append(np.pad(mask[down:, across:], ((0, down), (0, across))))
+            tries.append((rotation, zoom, side / 2 - across, side / 2 - down))
+    return torch.from_numpy(np.stack(views)), torch.from_numpy(np.stack(masks)), tries
