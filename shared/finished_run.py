@@ -128,7 +128,8 @@ def print_row(row):
 def write_row(row, settings, metrics, seconds, pairs, found):
     """Print the figures on the test split, and keep them in the folder `row`, as a row of the table.
 
-    settings: for its args.json, its data_path among them. metrics: as evaluate gives them. seconds: of training. found: as retrievals gives it.
+    settings: for its args.json, its data_path among them. metrics: as evaluate gives them. seconds: of training. found:
+    as retrievals gives it.
     """
     print(format_metrics(metrics))
     row.mkdir(parents=True, exist_ok=True)
