@@ -1,7 +1,7 @@
 """A network where it was not trained: other places, sensors and renderings, and windows that lie anywhere in an image.
 
-    python tools/worlds.py --run results/NAME                                  a network, whatever the method
-    python tools/worlds.py --data_path data/S1S2align200                       oriented gradients, nothing learned
+    python tools/worlds.py --run results/NAME --result_path OUT                  a network, whatever the method
+    python tools/worlds.py --data_path data/S1S2align200 --result_path OUT       oriented gradients, nothing learned
 
 Asked on the test split that the network was to learn for, and on that of every data set in --worlds. aligned: whole SAR
 images, each of which queries all optical ones. upright, turned, turned and scaled: windows of 150 of 256 px cut
