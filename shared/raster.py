@@ -31,6 +31,17 @@ warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
 # Opening --------------------------------------------------------------------------------------------------------
 
+REMOTE = {"http": "/vsicurl/http", "https": "/vsicurl/https", "ftp": "/vsicurl/ftp", "s3": "/vsis3/", "gs": "/vsigs/"}
+
+
+def gdal_path(file):
+    """A path or address as GDAL has it, whatever opens it: https://… is /vsicurl/https://…, s3://… is /vsis3/…."""
+    scheme, separator, rest = str(file).partition("://")
+    if not separator or scheme not in REMOTE:
+        return str(file)
+    return REMOTE[scheme] + (rest if REMOTE[scheme].endswith("/") else separator + rest)
+
+
 def open_raster(file, flag=None):
     """The dataset that GDAL opens, whatever the path's form. InputError with GDAL's reason; flag: that named it."""
     try:
@@ -91,7 +102,7 @@ def open_bands(file, modality, bands=None, flag=None):
     alpha = [number for number in perhaps if number not in chosen and _is_binary(source, number)]
     if set(source.indexes) != {*chosen, *alpha}:        # an alpha that is none, too, would be taken for a mask
         source.close()
-        source = open_raster(f"vrt://{file}?bands={','.join(map(str, (*chosen, *alpha)))}", flag)
+        source = open_raster(f"vrt://{gdal_path(file)}?bands={','.join(map(str, (*chosen, *alpha)))}", flag)
         chosen, alpha = tuple(range(1, len(chosen) + 1)), [len(chosen) + 1] if alpha else []
     return Opened(source, chosen, alpha[0] if alpha else None, words)
 

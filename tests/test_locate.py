@@ -239,6 +239,8 @@ def test_a_bad_query_is_a_row_and_the_others_go_on(tmp_path, run):
     write_map(folder / "d_small.tif", image[:20, :20], from_origin(LEFT, TOP, 10, 10))
     write_map(folder / "e_coarse.tif", image[:50, :50], from_origin(LEFT, TOP, 35, 35))
     (folder / "f_text.tif").write_text("no image")
+    fine = cv2.resize(image[50:150, 60:160], (300, 300), interpolation=cv2.INTER_CUBIC)
+    write_map(folder / "g_fine.tif", fine, from_origin(LEFT + 600, TOP - 500, 10 / 3, 10 / 3))
     (folder / "._b_fits.tif").write_text("no image")
     done = locate(run, "--query", folder, tmp_path / "none.png", "--check", map_file=good, out=tmp_path / "out")
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 5
@@ -246,7 +248,8 @@ def test_a_bad_query_is_a_row_and_the_others_go_on(tmp_path, run):
     reasons = {"a_no_place": "give --resolution", "c_large": "of the map's 200 x 200", "d_small": "at least 32",
                "f_text": "cannot be opened", "none": "cannot be opened"}
     assert {name: row["status"] for name, row in rows.items()} == {
-        "b_fits": "located", "e_coarse": "resolution does not fit", **dict.fromkeys(reasons, "error")}
+        "b_fits": "located", "g_fine": "located", "e_coarse": "resolution does not fit",
+        **dict.fromkeys(reasons, "error")}
     assert all(words in rows[name]["reason"] for name, words in reasons.items())
 
     for flags, words in ((["--prior", "0,0", "--radius", "100"], "outside the map"),

@@ -1,5 +1,8 @@
 """The one reader: bands, numbers, what is nodata, and files that are broken, each by a file of its kind."""
 import io
+import re
+import subprocess
+import sys
 import warnings
 
 import cv2
@@ -303,6 +306,23 @@ def test_what_gdal_opens_is_opened_and_what_not_is_one_sentence(tmp_path):
     with pytest.raises(InputError, match="half.tif cannot be (read|opened)"):
         with open_raster(tmp_path / "half.tif") as source:
             read_window(source)
+
+
+def test_a_file_on_a_server_is_opened(tmp_path):
+    bands = ramp(5)
+    write(tmp_path / "x.tif", bands)
+    # In a process of its own: GDAL waits for it with Python's lock in its hands.
+    command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", tmp_path]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        address = re.search(r"http://[\d.:]+", server.stdout.readline()).group()
+        pixels, _ = Reader("opt", (4, 3, 2)).read(f"{address}/x.tif")
+        with pytest.raises(InputError, match="none.tif cannot be opened"):
+            OPT.read(f"{address}/none.tif")
+    finally:
+        server.terminate()
+        server.wait()
+    assert np.array_equal(pixels, bands[[3, 2, 1]].transpose(1, 2, 0))
 
 
 def test_a_run_on_sixteen_bits_in_many_bands(tmp_path):
