@@ -37,6 +37,7 @@ SEEDS=${SEEDS:-0}
 # With CUDA the recipe that is every flag's default: ResNet50 from ImageNet weights, 200 px, 60 epochs. Without, what
 # trains from scratch on a CPU in minutes; each train.py's --help tells what that is.
 PROFILE= SAMPLE= LONGER= MATCH= SIDES= GENTLY= SOFTLY= SLOWLY= FEW= SOON= PART=
+BOTH="--input both --loss infonce --left_out 0.33 --toned 0.33"
 if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
   PROFILE="--recipe cpu"
   PART="--part 64"                      # of larger images alone; cells do not know an image's size
@@ -47,6 +48,8 @@ if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; 
     MATCH="--img_size 128 --query 64 --batch_size 16 --epochs 6 --calibration 20"
     SIDES="--sides 100 --queries 1 --tiles 8"
     FEW="--target_images 8" SOON="--neighbours_from 2"
+  else
+    BOTH+=" --img_size 200 --part 64 --epochs 100"
   fi
 fi
 if [ -d "$DATA_PATH/train_tiles" ] || [ -d "$HOME/$DATA_PATH/train_tiles" ]; then
@@ -102,12 +105,14 @@ row triplet+exchange+guided        code_Aux --channel_exchange --guided_filter
 row sharing-3                      code_Adv --channel_exchange --specify_num 3
 row sharing-5                      code_Adv --channel_exchange --specify_num 5 $SOFTLY
 row contrastive                    code_Con $MANY $LONGER
+row contrastive-both               code_Con $MANY $LONGER $BOTH
 test_row triplet-test-flip         code triplet --tta flip
 test_row triplet-test-exchange     code triplet --tta exchange
 test_row triplet-test-guided       code triplet --tta guided
 test_row exchange-test-exchange    code_Aux triplet+exchange --tta exchange
 test_row contrastive-test-time     code_Con contrastive --tta symmetries
 test_row contrastive+structure     code_Structure/fusion.py contrastive
+test_row contrastive-both-test-time code_Con contrastive-both --tta symmetries
 
 # Positions on a map: on whole tiles where there are some. Retrieval, too, must not have seen the tiles held out.
 table match

@@ -8,10 +8,9 @@ import torch.nn.functional as F
 def side_to_turn(part, degrees, scale, img_size):
     """Side in px of what has to be cut of an image so that a turned and scaled square of `part` px lies within.
 
-    As even or odd as `part`, so that both have the same middle, and at most img_size: then borders mirror. degrees: up
-    to 45.
+    As even or odd as `part`, so that both have the same middle, and at most img_size: then borders mirror.
     """
-    angle = math.radians(degrees)
+    angle = math.radians(min(degrees, 45))
     needed = part * (math.cos(angle) + math.sin(angle)) * (1 + scale)
     edge = min(math.ceil((needed - part) / 2), (img_size - part) // 2)
     return part + 2 * edge

@@ -39,7 +39,7 @@ def arguments():
                        help="batches of places beside the K that look most like them (default: random batches)")
     options.add_part(group)
     group.add_argument("--infonce_first", type=options.share, default=0.0, metavar="SHARE",
-                       help="InfoNCE instead of --loss in this share of the epochs: a start that does not collapse")
+                       help="InfoNCE instead of --loss in this share of the epochs, the first")
     group.add_argument("--left_out", type=options.share, default=0.0, metavar="SHARE",
                        help="with --input both, leave the image beside its structure out of this share of the images")
     group.add_argument("--toned", type=options.share, default=0.0, metavar="SHARE",

@@ -20,6 +20,8 @@ from shared.evaluate import embed
 from shared.model import PseudoSiamese
 from shared.optimizers import build_optimizer
 from shared.parts import random_part
+from shared.plumbing import distributed
+from shared.shown import with_shown
 from shared.views import VIEWS
 from shared.windows import apply_symmetry
 
@@ -399,7 +401,7 @@ def test_one_image_of_each_pair_is_turned_and_scaled_about_its_middle():
     assert min(factors) < 0.88 and max(factors) > 1.13 and 1 / 1.2 <= min(factors) and max(factors) <= 1.2
 
 
-@pytest.mark.parametrize("part, degrees, scale", [(64, 15, 0.15), (48, 0, 0.1), (31, 30, 0), (20, 0, 0)])
+@pytest.mark.parametrize("part, degrees, scale", [(64, 15, 0.15), (48, 0, 0.1), (31, 90, 0), (20, 0, 0)])
 def test_what_is_cut_holds_every_turned_part(part, degrees, scale):
     side = side_to_turn(part, degrees, scale, 1000)
     assert side >= part and (side - part) % 2 == 0
@@ -436,3 +438,23 @@ def test_a_stopped_run_that_sees_both_goes_on_as_if_nothing_had_happened(demo, t
     one, other = (torch.load(tmp_path / name / "weights.pt", weights_only=True) for name in ("whole", "run"))
     assert one["input"] == "both"
     assert all(torch.equal(one["model"][name], other["model"][name]) for name in one["model"])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_a_step_shows_depends_on_its_number_and_the_process_alone(monkeypatch, rank):
+    """So a run that goes on shows what it would have shown, of several processes each its own."""
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "rank", lambda: rank)
+    images = torch.randint(256, (24, 20, 20, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    names = [str(i) for i in range(24)]
+    pairs, blank = Pairs(names, images, names, images.flip(1), torch.arange(24), names), torch.zeros(1, 3, 1, 1)
+
+    def shown(first_step):
+        generator = torch.Generator()
+        for opt, sar, _ in draw_batches(pairs, 8, 0, 0, first_step, CPU, generator):
+            opt, sar = random_part((opt, sar), 16, generator)
+            both = misaligned(opt, sar, 12, 15, 0.1, generator)
+            yield torch.cat([with_shown(kind, blank, 0.4, 0.4, generator) for kind in both])
+
+    whole, gone_on = list(shown(0)), list(shown(1))
+    assert len(whole) == 3 and all(torch.equal(a, b) for a, b in zip(whole[1:], gone_on, strict=True))
