@@ -1,7 +1,6 @@
-"""One reader for every raster: which bands, which pixels show something, in what tones.
+"""One reader for every raster: which bands, which pixels show something, in what tones (docs/data.md).
 
-rasterio (GDAL) opens all but plain PNG and JPEG, which OpenCV decodes faster. What is read, how, and what is refused:
-docs/data.md.
+rasterio (GDAL) opens all but plain PNG and JPEG, which OpenCV decodes faster.
 """
 import io
 import os
@@ -51,11 +50,15 @@ def open_raster(file, flag=None):
                          "that GDAL reads, whole and with all the files that it names")
 
 
+def name_of(source):
+    """A dataset's name as the user gave it."""
+    return source.name.removeprefix("vrt://").partition("?bands=")[0]
+
+
 def reason_of(error):
     """GDAL's words for what went wrong, in one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = str(error.__cause__ or error).strip()
+    return reason.splitlines()[0] if reason else type(error).__name__
 
 
 def choose_bands(source, modality, bands=None):
@@ -80,8 +83,7 @@ def choose_bands(source, modality, bands=None):
 
 
 class Opened(NamedTuple):
-    """An open dataset, the numbers in it of the bands that are shown, of its alpha or None, and words for what these
-    are in the file."""
+    """An open dataset, the numbers in it of the bands that are shown and of its alpha or None, and words for both."""
     source: object
     numbers: tuple
     alpha: int
@@ -99,23 +101,22 @@ def open_bands(file, modality, bands=None, flag=None):
     words = f"band{'s' if len(chosen) > 1 else ''} {', '.join(map(str, chosen))} of {source.count}, {source.dtypes[0]}"
     named = [number for number, colour in enumerate(source.colorinterp, 1) if colour == ColorInterp.alpha]
     perhaps = named or ([4] if source.count == 4 and source.dtypes[0] == "uint8" else [])
-    alpha = [number for number in perhaps if number not in chosen and _is_binary(source, number)]
+    small = tuple(max(1, side // max(1, max(source.shape) // 1024)) for side in source.shape)
+    alpha = [number for number in perhaps if number not in chosen
+             and is_all_or_nothing(read_window(source, number, out_shape=small))]
     if set(source.indexes) != {*chosen, *alpha}:        # an alpha that is none, too, would be taken for a mask
         source.close()
+        if "?" in str(file):
+            raise InputError(f"{flag or 'the file'} {file} has a ? in its name, and GDAL then takes all of its bands: "
+                             "rename it")
         source = open_raster(f"vrt://{gdal_path(file)}?bands={','.join(map(str, (*chosen, *alpha)))}", flag)
         chosen, alpha = tuple(range(1, len(chosen) + 1)), [len(chosen) + 1] if alpha else []
     return Opened(source, chosen, alpha[0] if alpha else None, words)
 
 
-def _is_binary(source, number):
-    scale = max(1, max(source.shape) // 1024)
-    values = read_window(source, number, out_shape=(max(1, source.height // scale), max(1, source.width // scale)))
-    return is_all_or_nothing(values)
-
-
 def palette_of(source):
-    """(256, 3) uint8: the colours that the numbers of a dataset's first band stand for."""
-    colours = np.zeros((256, 3), np.uint8)
+    """(256 or 65536, 3) uint8: the colours that the numbers of a dataset's first band stand for."""
+    colours = np.zeros((np.iinfo(source.dtypes[0]).max + 1, 3), np.uint8)
     for number, colour in source.colormap(1).items():
         colours[number] = colour[:3]
     return colours
@@ -126,8 +127,7 @@ def read_window(source, *arguments, **settings):
     try:
         return source.read(*arguments, **settings)
     except (RasterioError, MemoryError) as error:
-        raise InputError(f"{source.name} cannot be read ({reason_of(error)}): it is damaged, or a file that it names "
-                         "is missing")
+        raise InputError(f"{name_of(source)} cannot be read ({reason_of(error)}): it is damaged, or lacks a file")
 
 
 def as_numbers(bands):

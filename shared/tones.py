@@ -63,7 +63,7 @@ def measure_stretch(values, modality, scale="auto"):
     """The Stretch of (C, N) finite floats. scale: one of SCALES; auto takes the logarithm of SAR values that it makes
     more symmetric, as it does speckle's."""
     decibels = scale in ("linear", "power")
-    if scale == "auto" and modality == "sar" and values.size and values.min() >= 0:
+    if scale == "auto" and modality == "sar" and values.size and np.percentile(values, LEVELS[0]) >= 0:
         decibels = _skewness(to_decibels(values)) < _skewness(values)
     values = to_decibels(values) if decibels else values
     mean, std = robust_moments(values)

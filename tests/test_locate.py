@@ -12,7 +12,8 @@ import torch
 from conftest import script
 from test_matcher import ground
 
-rasterio = pytest.importorskip("rasterio", reason="requirements-optional.txt is not installed")
+import rasterio
+import rasterio.shutil
 pyproj = pytest.importorskip("pyproj", reason="requirements-optional.txt is not installed")
 
 from rasterio.transform import Affine, from_origin
@@ -346,3 +347,44 @@ def test_neighbourhoods_come_first_on_a_large_map(tmp_path, run):
     blocks = list((tmp_path / "out/cache").glob("*/*_*.npz"))
     assert 0 < len(blocks) < 10, "not all of the map was looked at"
     assert len(list((tmp_path / "out/cache").glob("*/patches_128_*.npy"))) == 1
+
+
+def test_what_the_user_puts_beside_the_answers_stays(tmp_path, run):
+    image = ground(200, seed=4)
+    good = write_map(tmp_path / "map.tif", image, from_origin(LEFT, TOP, 10, 10))
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q/bad.tif").write_text("no image")
+    out = tmp_path / "out"
+    assert locate(run, "--query", tmp_path / "q/bad.tif", map_file=good, out=out).returncode == 2
+    write_map(out / "bad.tif", image[:90, :90], from_origin(LEFT, TOP, 10, 10))
+    mine = (out / "bad.tif").read_bytes()
+    write_map(tmp_path / "q/bad.tif", image[40:140, 20:120], from_origin(LEFT + 200, TOP - 400, 10, 10))
+    done = locate(run, "--query", tmp_path / "q/bad.tif", map_file=good, out=out)
+    assert done.returncode == 0 and (out / "bad.tif").read_bytes() == mine and (out / "bad_2.tif").exists()
+    assert "bad_2: band" in done.stdout, "what was taken of it is said"
+    done = locate(run, "--query", out / "bad.tif", "--fresh", map_file=good, out=out)
+    assert done.returncode == 0 and (out / "bad.tif").read_bytes() == mine, "an input, and none of ours"
+    for name in ("answers.jsonl", "answers.geojson", "answers.csv"):
+        other = tmp_path / f"mine {name}"
+        other.mkdir()
+        (other / name).write_text("my notes\n")
+        done = locate(run, "--query", out / "bad.tif", "--fresh", map_file=good, out=other)
+        assert done.returncode == 2 and "give another --out" in done.stderr
+        assert (other / name).read_text() == "my notes\n" and len(list(other.iterdir())) == 1
+    done = locate(run, "--query", out / "bad.tif", map_file=good, out=good)
+    assert done.returncode == 2 and "--out" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_query_that_changes_in_its_source_is_answered_anew(tmp_path, run):
+    image = ground(200, seed=4)
+    good = write_map(tmp_path / "map.tif", image, from_origin(LEFT, TOP, 10, 10))
+    source, vrt = tmp_path / "source.tif", tmp_path / "query.vrt"
+    write_map(source, image[40:140, 20:120], from_origin(LEFT + 200, TOP - 400, 10, 10))
+    with rasterio.open(source) as opened:
+        rasterio.shutil.copy(opened, vrt, driver="VRT")
+    out = tmp_path / "out"
+    assert locate(run, "--query", vrt, map_file=good, out=out).returncode == 0
+    assert float(rows_of(out)[0]["x"]) == pytest.approx(LEFT + 700, abs=5)
+    write_map(source, image[40:140, 60:160], from_origin(LEFT + 200, TOP - 400, 10, 10))
+    assert locate(run, "--query", vrt, map_file=good, out=out).returncode == 0
+    assert float(rows_of(out)[0]["x"]) == pytest.approx(LEFT + 1100, abs=5)

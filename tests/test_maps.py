@@ -179,3 +179,41 @@ def test_what_a_map_is_made_of_tells_it_apart(tmp_path):
     file.unlink()
     with pytest.raises(InputError, match="cannot be (opened|read)"):
         GeoMap(tmp_path / "x.vrt", 10.0, OPT).read(0, 0, 80, 80)
+
+
+@pytest.mark.parametrize("left", [243.0, 179.99])
+def test_answers_are_in_the_numbers_of_the_map(tmp_path, left):
+    transform = from_origin(left, LATITUDE, 1e-4, 1e-4)
+    geo = GeoMap(write(tmp_path / "x.tif", spot(), "EPSG:4326", transform), 10.0, SAR)
+    assert geo.to_map(*geo.from_map(left + 0.004, LATITUDE - 0.003)) == pytest.approx((left + 0.004, LATITUDE - 0.003))
+    assert geo.to_lonlat(*geo.from_map(left + 0.001, LATITUDE - 0.003))[0] == pytest.approx(
+        (left + 0.001 + 180) % 360 - 180)
+
+
+@pytest.mark.parametrize("declared, collar, dtype", [(np.nan, -9999, np.float32), (65535, 0, np.uint16)])
+def test_a_collar_is_told_though_another_number_is_declared(tmp_path, declared, collar, dtype):
+    image = np.random.default_rng(0).integers(5, 2000, (80, 80)).astype(dtype)
+    image[:25, :25], image[70:, :10] = collar, declared
+    file = write(tmp_path / "x.tif", image, UTM, from_origin(*to(UTM, LONGITUDE, LATITUDE), 10, 10), nodata=declared)
+    pixels, shown = GeoMap(file, 10.0, SAR).read(0, 0, 80, 80)
+    assert not shown[:24, :24].any() and not shown[71:, :9].any() and shown[:, 30:].all()
+
+
+def test_a_palette_of_sixteen_bits_gives_its_colours(tmp_path):
+    where = {"crs": UTM, "transform": from_origin(*to(UTM, LONGITUDE, LATITUDE), 10, 10)}
+    numbers = np.where(spot() > 100, 300, 7).astype(np.uint16)
+    with rasterio.open(tmp_path / "x.tif", "w", driver="GTiff", count=1, height=120, width=120, dtype="uint16",
+                       photometric="palette", **where) as out:
+        out.write(numbers, 1)
+        out.write_colormap(1, {7: (10, 20, 30, 255), 300: (200, 100, 0, 255)})
+    pixels, _ = GeoMap(tmp_path / "x.tif", 10.0, OPT).read(0, 0, 120, 120)
+    alone, _ = OPT.read(tmp_path / "x.tif")
+    assert pixels[40, 80].tolist() == alone[40, 80].tolist() == [200, 100, 0] and pixels[5, 5].tolist() == [10, 20, 30]
+
+
+def test_control_points_on_a_line_and_swapped_axes_are_one_sentence(tmp_path):
+    line = write(tmp_path / "x.tif", spot(), "EPSG:4326", gcps=lambda column, row: (row / 1e4, row / 1e4))
+    with pytest.raises(InputError, match="on one line"):
+        GeoMap(line, 10.0, SAR)
+    with pytest.raises(InputError, match="of no place"):
+        GeoMap(write(tmp_path / "y.tif", spot(), "EPSG:4326", from_origin(34.4, -117, 1e-4, 1e-4)), 10.0, SAR)

@@ -11,9 +11,10 @@ from rasterio.transform import from_origin
 
 from shared.localization import turn
 from shared.plumbing.errors import InputError
-from shared.plumbing.files import append_text, write_bytes, write_text
+from shared.plumbing.files import append_text, make_folder, write_bytes, write_text
 from shared.raster import SUFFIXES
 from tools.figures import CYCLE, SAR, panels, png
+from tools.maps import state_of
 
 COLUMNS = ("query", "rank", "x", "y", "rotation", "scale", "score", "probability", "radius", "status", "reason")
 JOURNAL, TABLE, SHAPES = "answers.jsonl", "answers.csv", "answers.geojson"
@@ -21,18 +22,22 @@ MOST_SHOWN, SQUARE = 1200, 32                           # px of the picture of a
 
 
 def list_queries(given):
-    """The queries of --query, text: files, folders (their rasters), globs, and whatever else GDAL opens; each once."""
-    queries = []
+    """The queries of --query, text: files, folders (their rasters), globs, and whatever else GDAL opens; each once.
+
+    InputError where a folder or a glob holds none.
+    """
+    queries, empty = [], []
     for text in given:
+        found = [text]
         if Path(text).is_dir():
-            queries += sorted(str(file) for file in Path(text).iterdir()
-                              if file.suffix.lower() in SUFFIXES and not file.name.startswith("."))
-        elif not Path(text).is_file() and any(sign in text for sign in "*?["):
-            queries += sorted(glob.glob(text))
-        else:
-            queries.append(text)
-    if not queries:
-        raise InputError(f"--query {' '.join(given)}: there is no image ({', '.join(SUFFIXES)})")
+            found = sorted(str(file) for file in Path(text).iterdir()
+                           if file.suffix.lower() in SUFFIXES and not file.name.startswith("."))
+        elif not Path(text).is_file() and "://" not in text and glob.has_magic(text):
+            found = sorted(glob.glob(text))
+        queries += found
+        empty += [] if found else [text]
+    if empty:
+        raise InputError(f"--query {' '.join(empty)}: there is no image ({', '.join(SUFFIXES)})")
     return list(dict.fromkeys(queries))
 
 
@@ -41,42 +46,48 @@ class Journal:
 
     folder: of --out. settings: what answers depend on beside the query, for json. inputs: files that must not be
     written over. answers.jsonl holds the settings, then of each query a line {"query", "name"} when it is begun and one
-    {"query", "name", "state", "rows", "shapes"} when it is answered; answers.csv grows with it, and close() writes
-    answers.geojson.
+    {"query", "name", "state", "files", "rows", "shapes"} when it is answered; answers.csv grows with it, and close()
+    writes answers.geojson.
     Raises InputError where the folder's answers are of another command and `fresh` is not given.
     """
 
     def __init__(self, folder, settings, inputs, fresh):
         self.folder, self.inputs = folder, {Path(file).resolve() for file in inputs}
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, "--out")
         kept = self._read()
-        if not kept and (folder / TABLE).exists():
-            raise InputError(f"--out {folder} holds {TABLE}, but not what was answered ({JOURNAL}): give another --out")
+        foreign = [name for name in (JOURNAL, TABLE, SHAPES) if (folder / name).exists()]
+        if not kept and foreign:
+            raise InputError(f"--out {folder} holds {foreign[0]}, which is not of this tool, or damaged: give another "
+                             "--out, or move it away")
         if fresh:
-            for name in {line["name"] for line in kept[1:]}:
-                for suffix in (".tif", ".png"):
-                    (folder / f"{name}{suffix}").unlink(missing_ok=True)
+            for name in {name for line in kept[1:] for name in line.get("files", ())}:
+                if (folder / name).resolve() not in self.inputs:
+                    (folder / name).unlink(missing_ok=True)
             kept = []
         elif kept and kept[0] != settings:
             differing = [name for name in settings if kept[0].get(name) != settings[name]]
             raise InputError(f"--out {folder} holds answers of another command (it differs in {', '.join(differing)}): "
                              "give another --out, or --fresh to start over")
-        self.names = {line["query"]: line["name"] for line in kept[1:]}
-        self.answers = {line["query"]: line for line in kept[1:]
-                        if "rows" in line and line["rows"][0]["status"] != "error"}
+        answered = {line["query"]: line for line in kept[1:] if "rows" in line}
+        self.answers = {query: line for query, line in answered.items() if line["rows"][0]["status"] != "error"}
+        # Of a query that was begun and not answered the files may be there; an error left none, nor a claim to a name.
+        self.names = {line["query"]: line["name"] for line in kept[1:]
+                      if line["query"] in self.answers or line["query"] not in answered}
         begun = [{"query": query, "name": name} for query, name in self.names.items()]
         write_text(folder / JOURNAL, "\n".join(json.dumps(line) for line in (settings, *begun, *self.answers.values())))
         write_text(folder / TABLE, _as_csv([COLUMNS, *(row for line in self.answers.values() for row in line["rows"])]))
 
     def _read(self):
-        """The settings and the whole lines; a last one that was not written to its end is left out."""
+        """The settings and the whole lines; a last one that was not written to its end is left out. Nothing of a file
+        that is no journal."""
         file, lines = self.folder / JOURNAL, []
-        for text in file.read_text().splitlines() if file.is_file() else ():
+        for text in file.read_text(errors="replace").splitlines() if file.is_file() else ():
             try:
                 lines.append(json.loads(text))
             except ValueError:
                 break
-        return lines
+        is_ours = bool(lines) and isinstance(lines[0], dict) and {"run", "map"} <= lines[0].keys()
+        return lines if is_ours and all({"query", "name"} <= line.keys() for line in lines[1:]) else []
 
     def has(self, query):
         """Whether a query, as it is now, was answered."""
@@ -99,7 +110,10 @@ class Journal:
 
     def add(self, query, rows, shapes=()):
         """Keep a query's answer."""
-        line = {"query": query, "name": self.names[query], "state": state_of(query), "rows": rows, "shapes": [*shapes]}
+        name = self.names[query]
+        files = [f"{name}{suffix}" for suffix in (".tif", ".png") if (self.folder / f"{name}{suffix}").exists()]
+        line = {"query": query, "name": name, "state": state_of(query), "files": files, "rows": rows,
+                "shapes": [*shapes]}
         is_renewed = query in self.answers
         self.answers[query] = line
         append_text(self.folder / JOURNAL, json.dumps(line) + "\n")
@@ -121,12 +135,6 @@ def _as_csv(rows):
     for row in rows:
         writer.writerow(row if isinstance(row, dict) else dict(zip(COLUMNS, row)))
     return text.getvalue()
-
-
-def state_of(query):
-    """[size, time] of a file; None of what is none."""
-    path = Path(query)
-    return [path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else None
 
 
 def describe(name, query, answers, search, status, radius, geo):

@@ -58,13 +58,13 @@ class Query:
     """A query at the matcher's resolution: its size from the header, its pixels when read() is called.
 
     width, height: px of `metres` ground metres. own_ratio: metres of its own pixels to that. truth: (x, y) of its
-    middle by its own georeference, px of the map's grid, or None. After read(): pixels (h, w, 3) uint8 and shown
-    (h, w) bool.
+    middle by its own georeference, px of the map's grid, or None. After read(): pixels (h, w, 3) uint8, shown (h, w)
+    bool, share_shown of its own pixels, and taken, words for what they are in the file.
     Raises InputError where it cannot be opened or its resolution is not known.
     """
 
     def __init__(self, file, resolution, geo, reader):
-        self.file, self.reader, self.truth = file, reader, None
+        self.file, self.reader, self.truth, self.pixels = file, reader, None, None
         self.grid = self._grid_of(file, geo)
         if self.grid:
             self.own_ratio = self.grid.own_metres / geo.metres
@@ -91,8 +91,12 @@ class Query:
     def read(self):
         if self.grid:
             self.pixels, self.shown = self.grid.read(0, 0, self.width, self.height)
+            height, width = self.grid.place.shape
+            self.share_shown = min(1.0, self.shown.sum() / (height * width * self.own_ratio ** 2))
+            self.taken = self.grid.look[2]
             return
-        pixels, shown = self.reader.read(self.file)
+        bands, shown, self.taken = self.reader.read_bands(self.file)
+        pixels, self.share_shown = self.reader.to_bytes(bands, shown), shown.mean()
         method = cv2.INTER_AREA if self.own_ratio < 1 else cv2.INTER_LINEAR
         size = self.width, self.height
         self.shown = cv2.resize(shown.astype(np.uint8) * 255, size, interpolation=method) > 254
@@ -192,6 +196,8 @@ def answer(query, name, area, features, coarse, calibration, args):
     """(rows, shapes) of one query; its picture and GeoTIFF are written to --out."""
     geo = features.geo
     status = status_of_header(query) or status_of_pixels(query, calibration)
+    if query.pixels is not None:
+        print(f"{name}: {query.taken}")
     if status:
         rows = describe(name, query, [], None, status, None, geo)
         print(line_of(rows), flush=True)
@@ -260,7 +266,7 @@ def area_of(query, prior, radius, geo):
         except ValueError:
             raise InputError(f"--prior {prior}: give X,Y in the map's CRS, or lon,lat")
         is_lonlat = abs(x) <= 180 and abs(y) <= 90
-        x, y = geo.from_crs(x, y, CRS.from_epsg(4326) if is_lonlat else geo.map_crs)
+        x, y = geo.from_crs(x, y, CRS.from_epsg(4326)) if is_lonlat else geo.from_map(x, y)
     if not (0 <= x <= geo.width and 0 <= y <= geo.height):
         raise InputError(f"--prior {prior} lies outside the map")
     reach = radius / geo.metres + max(query.width, query.height)
@@ -320,7 +326,7 @@ def status_of_header(query):
 def status_of_pixels(query, calibration):
     """The same by its pixels, which are read now."""
     query.read()
-    if query.shown.mean() < LEAST_SHOWN:
+    if query.share_shown < LEAST_SHOWN:
         return "too much nodata"
     if texture_of(query.pixels[query.shown][None]) < calibration.texture:
         return "too little texture"

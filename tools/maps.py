@@ -1,9 +1,11 @@
 """Georeferenced rasters, maps and queries alike, on a north-up grid of ground metres, read in windows."""
 import hashlib
+import io
 import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import rasterio
@@ -25,8 +27,8 @@ from shared.localization import Map, map_features
 from shared.matcher import GRAIN, HALO, STRIDE
 from shared.nodata import undeclared_nodata, without_specks
 from shared.plumbing.errors import InputError
-from shared.plumbing.files import write_text
-from shared.raster import as_numbers, open_bands, open_raster, palette_of, read_window, reason_of
+from shared.plumbing.files import make_folder, write_bytes, write_text
+from shared.raster import as_numbers, name_of, open_bands, palette_of, read_window, reason_of
 
 BLOCK = 1024                                            # px a side that are read and embedded at once
 IN_MEMORY = 32                                          # blocks of 4 MiB, where they are not kept beside the map
@@ -42,11 +44,12 @@ EDGE = np.linspace(0, 1, 9)                             # where along its edges 
 @dataclass
 class Georeference:
     """Where a raster of shape (height, width) lies. crs: pyproj's. transform: px to the CRS, or None where there are
-    control points, gcps."""
+    control points, gcps. meridian: from which longitudes are counted, in those of the file."""
     crs: CRS
     shape: tuple
     transform: Affine = None
     gcps: list = None
+    meridian: float = 0.0
 
     def to_crs(self, columns, rows):
         """(2, N) x and y of px (N) and (N), counted from the upper left corner."""
@@ -78,8 +81,8 @@ class Georeference:
                                   f"+pm={meridian} +no_defs")
         if self.gcps:
             gcps = [GroundControlPoint(point.row, point.col, point.x - meridian, point.y) for point in self.gcps]
-            return Georeference(crs, self.shape, gcps=gcps)
-        return Georeference(crs, self.shape, Affine.translation(-meridian, 0) * self.transform)
+            return Georeference(crs, self.shape, gcps=gcps, meridian=meridian)
+        return Georeference(crs, self.shape, Affine.translation(-meridian, 0) * self.transform, meridian=meridian)
 
 
 def georeference_of(source):
@@ -90,10 +93,14 @@ def georeference_of(source):
     gcps, gcps_crs = source.gcps
     if source.crs is not None and not source.transform.is_identity:
         if source.transform.determinant == 0:
-            raise InputError(f"{source.name} has a transform without area: georeference it anew")
-        return Georeference(_crs_on_earth(source.crs, source.name), source.shape, source.transform).counted_within()
-    if len(gcps) >= 3 and gcps_crs:
-        return Georeference(_crs_on_earth(gcps_crs, source.name), source.shape, gcps=gcps).counted_within()
+            raise InputError(f"{name_of(source)} has a transform without area: georeference it anew")
+        return Georeference(_crs_on_earth(source.crs, name_of(source)), source.shape, source.transform).counted_within()
+    if gcps and gcps_crs:
+        pixels = np.linalg.matrix_rank([[1, point.row, point.col] for point in gcps])
+        places = np.linalg.matrix_rank([[1, point.x - gcps[0].x, point.y - gcps[0].y] for point in gcps])
+        if min(pixels, places) < 3:
+            raise InputError(f"{name_of(source)} has control points on one line: give three that are not")
+        return Georeference(_crs_on_earth(gcps_crs, name_of(source)), source.shape, gcps=gcps).counted_within()
     return None
 
 
@@ -118,7 +125,8 @@ def ground_crs(place):
     to_lonlat = Transformer.from_crs(place.crs, "EPSG:4326", always_xy=True)
     (longitude, latitude), outline = to_lonlat.transform(*place.middle), np.array(to_lonlat.transform(*place.outline))
     again = to_lonlat.transform(longitude, latitude, direction="INVERSE")
-    if not np.isfinite([longitude, latitude]).all() or not np.allclose(again, place.middle, rtol=1e-6, atol=1e-6):
+    is_place = np.isfinite([longitude, latitude]).all() and abs(latitude) <= 90
+    if not is_place or not np.allclose(again, place.middle, rtol=1e-6, atol=1e-6):
         raise InputError(f"its coordinates are of no place in its CRS ({place.crs.name}): georeference it anew")
     if place.crs.is_projected and all(axis.unit_conversion_factor == 1 for axis in place.crs.axis_info[:2]):
         factors = Proj(place.crs).get_factors(*np.column_stack([[longitude, latitude], outline]))
@@ -151,7 +159,6 @@ class GeoMap:
         if self.place is None:
             has_crs = "a CRS, but no transform and no control points" if source.crs else "no CRS"
             raise InputError(f"{flag} {file} has {has_crs}: georeference it (gdal_translate -a_srs -a_ullr)")
-        self.map_crs = self.place.crs
         try:
             self.crs = crs or ground_crs(self.place)
         except InputError as error:
@@ -164,7 +171,7 @@ class GeoMap:
         self.transform = from_origin(x.min(), y.max(), metres, metres)
         self.own_metres = self._own_metres(to_grid)
         self.average = metres > 1.5 * self.own_metres
-        self._to_map = Transformer.from_crs(self.crs, self.map_crs, always_xy=True)
+        self._to_map = Transformer.from_crs(self.crs, self.place.crs, always_xy=True)
         self._to_lonlat = Transformer.from_crs(self.crs, "EPSG:4326", always_xy=True)
 
     def _own_metres(self, to_grid):
@@ -182,7 +189,10 @@ class GeoMap:
         shape = max(1, source.height // scale), max(1, source.width // scale)
         bands = as_numbers(read_window(source, numbers, out_shape=(len(numbers), *shape)))
         shown = (source.read_masks(numbers, out_shape=(len(numbers), *shape)) > 0).any(0) & np.isfinite(bands).all(0)
-        nodata = undeclared_nodata(bands) if source.nodata is None else None
+        if source.colorinterp[0] == ColorInterp.palette:
+            return self.reader, None, words
+        nodata = undeclared_nodata(bands)
+        nodata = None if nodata == source.nodata else nodata
         if nodata is not None:
             shown &= (bands != nodata).any(0)
             words += f", {nodata:g} along the border taken for nodata"
@@ -241,28 +251,34 @@ class GeoMap:
         source = self.opened.source
         bands = self._read_bands(Window(left, top, width, height))
         shown = np.isfinite(bands).all(0)
+        if nodata is not None and source.nodata is not None:          # GDAL's warper takes one of them
+            shown &= (bands != source.nodata).any(0)
         if nodata is not None and np.dtype(source.dtypes[0]).kind != "f":
             specks = ~shown & ~without_specks(~shown)   # true values, within the image
             bands[:, specks], shown = nodata, shown | specks
-        if source.dtypes[0] == "uint8":
+        if source.colorinterp[0] == ColorInterp.palette:
+            bands = palette_of(source)[np.nan_to_num(bands[0]).astype(int)].transpose(2, 0, 1)
+        elif source.dtypes[0] == "uint8":
             bands = np.nan_to_num(bands).round().astype(np.uint8)
-            if source.colorinterp[0] == ColorInterp.palette:
-                bands = palette_of(source)[bands[0]].transpose(2, 0, 1)
         return reader.to_bytes(bands, shown) * shown[..., None], shown
 
     @property
     def identity(self):
         """What the pixels of the grid depend on, but for the reader's tones: a list for json."""
         source = self.opened.source
-        with open_raster(self.file, self.flag) as whole:              # with all that it names, the bands not shown, too
-            files = [[name, *_state_of(name)] for name in whole.files]
         gcps = [[p.row, p.col, p.x, p.y] for p in self.place.gcps or ()]
-        return [files, self.place.crs.to_wkt(), list(self.place.transform or ()), gcps, list(source.shape), source.name,
-                self.crs.to_wkt(), list(self.transform), self.metres, repr(self.look[0]), self.look[1]]
+        lies = [self.place.crs.to_wkt(), list(self.place.transform or ()), gcps, list(source.shape)]
+        grid = [self.crs.to_wkt(), list(self.transform), self.metres]
+        return [state_of(self.file), source.name, lies, grid, repr(self.look[0]), self.look[1]]
 
     def to_map(self, x, y):
         """Px of the grid -> coordinates in the map's CRS."""
-        return self._to_map.transform(*(self.transform * (x, y)))
+        x, y = self._to_map.transform(*(self.transform * (x, y)))
+        return x + self.place.meridian, y
+
+    def from_map(self, x, y):
+        """Coordinates in the map's CRS -> px of the grid."""
+        return self.from_crs(x - self.place.meridian, y, self.place.crs)
 
     def to_lonlat(self, x, y):
         return self._to_lonlat.transform(*(self.transform * (x, y)))
@@ -278,10 +294,21 @@ class GeoMap:
         return ~self.transform * (x, y)
 
 
-def _state_of(name):
-    """[size, time] of a file, [] of what is none, as a file within an archive or on a server."""
-    path = Path(name)
-    return [path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else []
+def state_of(file):
+    """[[name, size, time]] of all files that a raster is made of, sources of a VRT and world files among them; of one
+    in an archive those of the archive. Empty of what is on a server."""
+    try:
+        with rasterio.open(str(file)) as source:
+            names = source.files
+    except (RasterioError, UnicodeError):
+        names = []
+    states = []
+    for name in dict.fromkeys([str(file), *names]):
+        path = Path("/" + name.split("/", 2)[2].lstrip("/")) if name.startswith("/vsi") else Path(name)
+        path = next((part for part in (path, *path.parents) if part.is_file()), None)
+        if path:
+            states.append([name, path.stat().st_size, path.stat().st_mtime_ns])
+    return states
 
 
 # Features of a map ---------------------------------------------------------------------------------------------------
@@ -299,7 +326,7 @@ class MapFeatures:
         self.folder = None
         if folder:
             self.folder = Path(folder) / hashlib.sha256(key.encode()).hexdigest()[:16]
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder, "--cache")
             write_text(self.folder / "map.json", key)
         self.in_memory = {}
 
@@ -308,8 +335,11 @@ class MapFeatures:
         name = f"{row}_{column}"
         file = self.folder and self.folder / f"{name}.npz"
         if file and file.is_file():
-            with np.load(file, allow_pickle=False) as kept:
-                return kept["features"], kept["mask"]
+            try:
+                with np.load(file, allow_pickle=False) as kept:
+                    return kept["features"], kept["mask"]
+            except (BadZipFile, ValueError, EOFError, KeyError):
+                file.unlink()                           # damaged: made again
         if name in self.in_memory:
             return self.in_memory[name]
         top, left = row * BLOCK, column * BLOCK
@@ -324,9 +354,9 @@ class MapFeatures:
         features = (whole.features[:, rows, columns] * 127).round().to(torch.int8).cpu().numpy()
         block = features, whole.mask[:, rows, columns].bool().cpu().numpy()
         if file:
-            beside = file.with_suffix(".part.npz")
-            np.savez(beside, features=block[0], mask=block[1])
-            beside.replace(file)
+            content = io.BytesIO()
+            np.savez(content, features=block[0], mask=block[1])
+            write_bytes(file, content.getbuffer())
         else:
             self.in_memory[name] = block
             if len(self.in_memory) > IN_MEMORY:

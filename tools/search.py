@@ -177,7 +177,7 @@ def approximate(query, gallery, k, probes):
 
 
 def is_our_csv(file):
-    return file.is_file() and file.read_bytes().startswith(",".join(COLUMNS).encode())
+    return file.is_file() and file.read_bytes().partition(b"\n")[0].strip() == ",".join(COLUMNS).encode()
 
 
 def choose_picture(picture, run):
