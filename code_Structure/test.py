@@ -1,6 +1,6 @@
 """Nothing learned: SAR queries the optical gallery by structure alone, the oriented gradients of the images in cells.
 
-    python code_Structure/test.py --data_path data/S1S2align200 --result_path results/structure [--target_region T14RNT]
+    python code_Structure/test.py --data_path data/S1S2align200 --result_path results/structure/seed0
 
 What a network has to beat. Beside a network's scores: code_Structure/fusion.py.
 """

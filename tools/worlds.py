@@ -1,12 +1,13 @@
 """A network where it was not trained: other places, sensors and renderings, and windows that lie anywhere in an image.
 
-    python tools/worlds.py --run results/NAME --result_path OUT                  a network, whatever the method
-    python tools/worlds.py --data_path data/S1S2align200 --result_path OUT       oriented gradients, nothing learned
+    python tools/worlds.py --run results/NAME --result_path results/worlds/NAME/seed0
+    python tools/worlds.py --data_path data/S1S2align200 --result_path results/worlds/structure/seed0
 
-Asked on the test split that the network was to learn for, and on that of every data set in --worlds. aligned: whole SAR
-images, each of which queries all optical ones. upright, turned, turned and scaled: windows of 150 of 256 px cut
-anywhere from the SAR images, sought at every position of all optical images by the cosine of their cells; right where
-the image is, and the place within 8 px and half a cell. Needs --pooling cells; without, aligned is all.
+The second has no run: oriented gradients, nothing learned. Asked on the test split that a network was to learn for, and
+on that of every data set in --worlds. aligned: whole SAR images, each of which queries all optical ones. upright,
+turned, turned and scaled: windows of 150 of 256 px cut anywhere from the SAR images, sought at every position of all
+optical images by the cosine of their cells; right where the image is, and the place within 8 px and half a cell. Needs
+--pooling cells; without, aligned is all.
 """
 import argparse
 import json
