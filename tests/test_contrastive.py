@@ -332,8 +332,11 @@ def test_contrastive_training_and_its_row_at_test_time(demo, tmp_path):
     )
     assert tested.returncode == 0, tested.stderr
     assert {file.name for file in (tmp_path / "row/seed0").iterdir()} == {"args.json", "metrics.json", "retrieval.json"}
-    again = script("code_Con/test.py", "--run", tmp_path / "run", "--result_path", tmp_path / "row/seed0")
+    row = "--run", tmp_path / "run", "--result_path", tmp_path / "row/seed0"
+    again = script("code_Con/test.py", *row, "--tta", "symmetries")
     assert "is finished" in again.stdout and not (tmp_path / "run/test.json").exists()
+    other = script("code_Con/test.py", *row)
+    assert other.returncode == 2 and "holds other figures (tta symmetries there, none here)" in other.stderr
 
 
 def test_a_stopped_run_goes_on_with_the_same_hard_negatives(demo, tmp_path):
