@@ -190,6 +190,7 @@ row triplet+generated-diffusion code_Aux --generated @diffusion-images
 table worlds
 row worlds-structure        tools/worlds.py
 test_row worlds-contrastive tools/worlds.py contrastive
+test_row worlds-contrastive-both tools/worlds.py contrastive-both
 
 # What is asked for -----------------------------------------------------------------------------------------
 number_of() {
