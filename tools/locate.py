@@ -46,7 +46,7 @@ from tools.maps import GeoMap, MapFeatures, georeference_of
 ROTATIONS = {"known": 0, "15": 15, "unknown": 180}
 LEAST_SHOWN = 0.5                                       # of a query that must not be nodata
 LEAST_SIDE = 32                                         # px of the matcher's that a query shows at least
-COARSEST = 3.3                                          # as large a pixel: 6 of 10 held-out tiles found, none wrongly located
+COARSEST = 3.3                                          # so large a pixel: 6 of 10 held-out tiles, none wrongly
 FAR = 500_000                                           # metres from the map beyond which a query has a grid of its own
 LARGE = 4096                                            # px a side from which neighbourhoods come first
 NEIGHBOURHOODS = 20
