@@ -33,7 +33,7 @@ def baseline(demo, tmp_path_factory):
 
 def test_the_baseline_trains_and_its_test_gives_the_same_figures(demo, baseline):
     assert {file.name for file in baseline.iterdir()} == {
-        "args.json", "log.txt", "epochs.csv", "weights.pt", "metrics.json", "retrieval.json",
+        "args.json", "log.txt", "epochs.csv", "weights.pt", "metrics.json", "reading.json", "retrieval.json",
     }
     epochs = (baseline / "epochs.csv").read_text().splitlines()
     assert len(epochs) == 3 and epochs[0].startswith("epoch,lr,triplet,seconds,FC_top1")
