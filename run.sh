@@ -116,12 +116,12 @@ test_row contrastive-both-test-time code_Con contrastive-both --tta symmetries
 
 # Positions on a map: on whole tiles where there are some. Retrieval, too, must not have seen the tiles held out.
 table match
+test_row match-structure     code_Match match --method structure $SIDES
 row match                    code_Match $MATCH
 row match-retrieval          code_Con $MANY $LONGER --validate 0.2
 test_row match-centre        code_Match match --retrieval @match-retrieval --method centre $SIDES
 test_row match-voting        code_Match match --retrieval @match-retrieval --method voting $SIDES
 test_row match-graph         code_Match match --retrieval @match-retrieval --method graph $SIDES
-test_row match-structure     code_Match match --method structure $SIDES
 test_row match-ncc           code_Match match --method ncc $SIDES
 test_row match-mi            code_Match match --method mi --queries 2 $SIDES
 test_row match-matcher       code_Match match --method matcher $SIDES
