@@ -388,3 +388,8 @@ def test_a_query_that_changes_in_its_source_is_answered_anew(tmp_path, run):
     write_map(source, image[40:140, 60:160], from_origin(LEFT + 200, TOP - 400, 10, 10))
     assert locate(run, "--query", vrt, map_file=good, out=out).returncode == 0
     assert float(rows_of(out)[0]["x"]) == pytest.approx(LEFT + 1100, abs=5)
+    assert (out / "query.tif").exists()
+    write_map(source, image[40:140, 60:160] // 100, from_origin(LEFT + 200, TOP - 400, 10, 10))        # nearly flat
+    assert locate(run, "--query", vrt, map_file=good, out=out).returncode == 0
+    has_place = rows_of(out)[0]["status"] in ("located", "ambiguous")
+    assert not has_place and not (out / "query.tif").exists(), "what is written follows the status of now"

@@ -60,9 +60,8 @@ class Journal:
             raise InputError(f"--out {folder} holds {foreign[0]}, which is not of this tool, or damaged: give another "
                              "--out, or move it away")
         if fresh:
-            for name in {name for line in kept[1:] for name in line.get("files", ())}:
-                if (folder / name).resolve() not in self.inputs:
-                    (folder / name).unlink(missing_ok=True)
+            for line in kept[1:]:
+                self._remove_files(line)
             kept = []
         elif kept and kept[0] != settings:
             differing = [name for name in settings if kept[0].get(name) != settings[name]]
@@ -93,8 +92,15 @@ class Journal:
         """Whether a query, as it is now, was answered."""
         return query in self.answers and self.answers[query]["state"] == state_of(query)
 
+    def _remove_files(self, line):
+        """Remove what was written of a query."""
+        for name in line.get("files", ()):
+            if (self.folder / name).resolve() not in self.inputs:
+                (self.folder / name).unlink(missing_ok=True)
+
     def begin(self, query):
         """A name for the query's files: neither another query's, nor one of a file that was there already."""
+        self._remove_files(self.answers.get(query, {}))               # of a query that has changed since
         name, number = self.names.get(query) or Path(query).stem or "query", 1
         while query not in self.names and (name in self.names.values() or self._is_there(name)):
             number += 1
