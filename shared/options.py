@@ -107,10 +107,12 @@ def add_reading(group):
 
 
 def add_validation(group):
-    """The flag that says to evaluate on training tiles that are held out."""
+    """The flags that say to evaluate on training tiles that are held out."""
     group.add_argument("--validate", type=share, default=0.0, metavar="SHARE",
                        help="hold out this share of the training tiles and evaluate on them, never on the test split: "
                             "for making choices")
+    group.add_argument("--other_half", action="store_true",
+                       help="with --validate, train on what it would hold out, and hold the rest out")
 
 
 def add_drawing(group):
