@@ -23,9 +23,9 @@ from scaled import load_tile_network
 from tiles import load_tiles
 from unseen import add_halves, unseen_by
 from shared import options
-from shared.calibration import CALIBRATION, OUTCOMES, RIGHT_PX, SCALES, fit_calibration, scale_at, texture_of
+from shared.calibration import CALIBRATION, OUTCOMES, RIGHT_DEGREES, RIGHT_PX, SCALES
+from shared.calibration import fit_calibration, scale_at, texture_of
 from shared.finished_run import read_settings
-from shared.localization import APART_DEGREES
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import write_text
@@ -134,7 +134,7 @@ def error_px(answer, query):
 
 def outcome_of(error, answer, query):
     turned = abs(difference_of_angles(answer.rotation, query.rotation))
-    is_right = error <= RIGHT_PX and turned <= APART_DEGREES
+    is_right = error <= RIGHT_PX and turned <= RIGHT_DEGREES
     return OUTCOMES.index("located" if is_right else "ambiguous")
 
 

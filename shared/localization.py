@@ -13,14 +13,13 @@ import torch.nn.functional as F
 from shared.cells import CellMaps, cell_mask
 from shared.turned import difference_of_angles, filled, side_of_views, turn
 
-COARSE_SIDE = 160                                       # px of a query that are looked at at many rotations
-MANY = 12                                               # rotations, more than which are many
-ROTATION_STEP = 10.0                                    # degrees between the rotations that are tried
+COARSE_SIDE, COARSE_SHARE = 192, 0.64                   # px, or share of a query's side if more, for many rotations
+ROTATION_STEP = 15.0                                    # degrees between the rotations that are tried
 FINER_SIDE = 256                                        # px of a query by which its rotation is told more finely
 AT_ONCE = 12                                            # views of a query that are correlated at once
-APART_PX, APART_DEGREES = 10, 12                        # nearer than both, two answers are the same
+APART_PX, APART_DEGREES = 10, 20                        # nearer than both, two answers are the same
 CANDIDATES = 8                                          # answers that are kept
-REFINED, FINAL = 4, 2                                   # of them looked at once more, and of those by the whole query
+REFINED, FINAL = 3, 2                                   # of them looked at once more, and of those once again
 REACH = 3                                               # cells about a candidate that are looked at once more
 ZOOMS = np.linspace(0.9, 1.1, 9)                        # of a query, tried on its answer
 LEAST_ON_MAP = 0.9                                      # of a query's cells must lie on the map
@@ -128,7 +127,9 @@ class Search:
         self.query = filled(query, self.shown)
         self.is_known = len(self.rotations) == 1
         # Where many rotations are tried the middle of the query is enough to begin with.
-        self.coarse_side = None if self.is_known else COARSE_SIDE if len(self.rotations) > MANY else FINER_SIDE
+        self.coarse_side = None
+        if not self.is_known:
+            self.coarse_side = max(COARSE_SIDE, round(COARSE_SHARE * max(query.shape[:2])))
         self.seen = [self.see(self.rotations, self.coarse_side)]
         if self.is_known:
             self.seen.append(self.see(self.rotations, shift=(self.cell // 2,) * 2))
@@ -214,7 +215,8 @@ class Search:
             return _without_repetitions(sorted(refined, key=lambda answer: -answer.score))
         step = self.rotations[1] - self.rotations[0]
         refined = self._at_finer_rotations(self.found[:REFINED], step / 3, self.coarse_side)
-        refined = self._at_finer_rotations(refined[:FINAL], step / 6, FINER_SIDE)
+        finer_side = min(FINER_SIDE, max(self.query.shape[:2]))
+        refined = self._at_finer_rotations(refined[:FINAL], step / 6, finer_side)
         return _without_repetitions([self._at_halves(answer) for answer in refined[:1]] + refined[1:])
 
     def _at_finer_rotations(self, answers, step, most):

@@ -204,7 +204,7 @@ def line_of(rows):
 
 
 def warp(query, answer, geo, file, field=None):
-    """Write the query, north up on the grid of the map, in the grid's CRS. field: of its tie points, where there are."""
+    """Write the query, north up on the grid of the map, in the grid's CRS. field: of its tie points, if there are."""
     views, masks = turn(query.pixels, [answer.rotation], shown=query.shown)
     side = views.shape[1]
     if field:

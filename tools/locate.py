@@ -6,16 +6,15 @@
     python tools/locate.py --run results/NAME --map map.tif --query sar.tif --check
     python tools/locate.py --run results/NAME --map map.tif --query sar.tif --prior own --radius 500 --tie_points 64
 
---run: a run of code_Con/train.py with --pooling cells, calibrated by code_Match/calibrate.py. The map is whatever GDAL opens that is georeferenced, in any CRS or by control
-points, in any kind of numbers (docs/data.md), read in windows of ground metres; its features are kept in --cache and
-used again. A query is the same, and is then seen north up; or an image without a georeference, with --resolution
-(metres of a pixel on the ground). Rotations are those of the query as it is seen. Several files, folders and globs are
-a list of queries. Writes to --out, as the answers come: answers.csv and answers.jsonl, of each query a picture
-(NAME.png) and, where there is a place, the query warped onto the map (NAME.tif), and at the end answers.geojson. With
---tie_points also where its parts lie, each by itself (NAME.tie_points.csv, and NAME.points for QGIS), and NAME.tif is
-warped by them. The
-same command again goes on; --fresh starts over. "not on this map" is an answer; "error" is a query that could not be
-read, with the reason, and makes the exit status 2.
+--run: a run of code_Con/train.py with --pooling cells, calibrated by code_Match/calibrate.py. The map is whatever GDAL
+opens that is georeferenced, in any CRS or by control points, in any kind of numbers (docs/data.md), read in windows of
+ground metres; its cells are kept in --cache and used again. A query is the same, and is then seen north up; or an image
+without a georeference, with --resolution (metres of a pixel on the ground). Rotations are those of the query as it is
+seen. Several files, folders and globs are a list of queries. Writes to --out, as the answers come: answers.csv and
+answers.jsonl, of each query a picture (NAME.png) and, where there is a place, the query warped onto the map (NAME.tif),
+and at the end answers.geojson. With --tie_points also where parts of it lie, each by itself (NAME.tie_points.csv, and
+NAME.points for QGIS), by which NAME.tif is then warped. The same command again goes on; --fresh starts over. "not on
+this map" is an answer; "error" is a query that could not be read, with the reason, and makes the exit status 2.
 """
 import argparse
 import hashlib
@@ -24,10 +23,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image
 from pyproj import CRS
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's root, where shared/ is
 
@@ -161,14 +158,15 @@ def _with_negative_priors(words):
 
 def locate(args):
     device = choose_device(args.device)
-    (network, _), calibration = load_cell_network(args.run, device, autocast(device, args.amp)), load_calibration(args.run)
+    network, _ = load_cell_network(args.run, device, autocast(device, args.amp))
+    calibration = load_calibration(args.run)
     readers = readers_of_run(args.run, args, is_own_data=False)
     geo = GeoMap(args.map, float(calibration.metres), readers["opt"])
     check_map(geo)
     files = list_queries(args.query)
     settings = {"run": _hash_of(args.run), "map": geo.identity, "sar_bands": args.sar_bands, "scale": args.scale,
-                **{name: str(getattr(args, name)) for name in ("resolution", "rotation", "prior", "radius", "tie_points",
-                                                               "top_k", "check")}}
+                **{name: str(getattr(args, name)) for name in
+                   ("resolution", "rotation", "prior", "radius", "tie_points", "top_k", "check")}}
     journal = Journal(args.out, settings, [args.map, *files], args.fresh)
     print(f"map: {geo.look[2]}; {geo.width} x {geo.height} px of {geo.metres:g} m in {geo.crs.name}")
     features = MapFeatures(geo, network, args.run / "weights.pt", cache_of(args))
