@@ -53,7 +53,7 @@ SETTINGS = {("tile", 0): 10, ("tile", 15): 3, ("tile", 180): 2, ("mosaic", 0): 3
 WITHIN = (1, 3, 5, 10, 20)
 AREAS = (3, 5, 10)                                      # px up to which the area under the curve of WITHIN is taken
 TRUST_QUERIES = 5                                       # of each tile
-GRAPH_QUERIES = 400                                     # of tiles that were not seen, to learn the graph from
+GRAPH_QUERIES, GRAPH_OF_EACH = 400, 4                   # of tiles not seen, to learn the graph from; of each, x --queries
 NO_ANSWER = np.array([0.0, 0.0, 1.0])                   # as Calibration.confidence gives it: not on this map
 NAMES = {0: "known", 15: "within 15°", 180: "unknown"}
 
@@ -234,8 +234,8 @@ def learned_graph(tested, side):
     for part in tested.unseen:
         network, tiles = tested.load(part.run), part.tiles
         maps = network.maps_of(tiles)
-        patches = None
-        for query in draw_queries(tiles, side, 0, max(1, GRAPH_QUERIES // len(tested.unseen) // len(tiles)), seed=3):
+        patches, count = None, max(1, GRAPH_QUERIES // len(tested.unseen) // len(tiles))
+        for query in draw_queries(tiles, side, 0, min(count, GRAPH_OF_EACH * tested.args.queries), seed=3):
             seen = network.search(query, 0, 1.0).seen[0]
             patches = patches or patches_of(maps, seen)
             scores = scores_of(maps, seen)

@@ -22,8 +22,8 @@ CANDIDATES = 8                                          # answers that are kept
 REFINED, FINAL = 3, 2                                   # of them looked at once more, and of those once again
 REACH = 3                                               # cells about a candidate that are looked at once more
 ZOOMS = np.linspace(0.9, 1.1, 9)                        # of a query, tried on its answer
-LEAST_ON_MAP = 0.9                                      # of a query's cells must lie on the map
-LEAST_SHOWN = 0.5                                       # of a part of it, and of what is looked at once more
+LEAST_ON_MAP = 0.9                                      # of a query's cells must lie on the map: fewer fit by chance
+LEAST_SHOWN = 0.5                                       # of a quarter of it
 MOST_LEAD = 30.0                                        # logits; more says nothing more
 # What tells whether an answer is right: lead of its logit over the best other answer, entropy of the probability,
 # quarters of the query that agree, its score, and how much was looked at with what.
@@ -253,7 +253,7 @@ class Search:
                             zip((answer.x, answer.y), map_.origin, seen.middle))
         cells, mask = (_cut(x, first_y, first_x, rows + 2 * REACH, columns + 2 * REACH)[None]
                        for x in (map_.cells, map_.mask))
-        scores = CellMaps(cells, mask).cosines(seen.cells, seen.mask, least=LEAST_SHOWN)[:, 0]
+        scores = CellMaps(cells, mask).cosines(seen.cells, seen.mask, least=LEAST_ON_MAP)[:, 0]
         return scores, (map_.origin[0] + first_x * self.cell + seen.middle[0],
                         map_.origin[1] + first_y * self.cell + seen.middle[1])
 

@@ -18,7 +18,7 @@ from shared.dataset import load_splits
 from shared.evaluate import embed, retrieval_metrics
 from shared.turned import cut_turned
 from shared.model import PseudoSiamese
-from test_matcher import ground
+from test_localization import ground
 from tools.bench import load_script
 from tools.worlds import WINDOW, draw_windows
 
