@@ -46,7 +46,7 @@ def arguments():
     add_halves(parser)
     parser.add_argument("--data_path", help="what the run learned from, where that has moved")
     parser.add_argument("--queries", type=options.positive, default=8, help="of each tile, at most")
-    parser.add_argument("--result_path", type=Path, help="write there what was asked, as a row of run.sh")
+    parser.add_argument("--result_path", type=Path, help="write it there, too, as a row of run.sh")
     options.add_reading(parser)
     options.add_device(parser)
     return parser.parse_args()
@@ -71,11 +71,11 @@ def main(args):
           f"{time.perf_counter() - start:.0f} s")
     if args.result_path:
         args.result_path.mkdir(parents=True, exist_ok=True)
+        calibration.save(args.result_path / CALIBRATION)
         row = {**settings, "run": str(args.run), "halves": [str(part.run) for part in unseen]}
         write_text(args.result_path / "args.json", json.dumps(row, indent=1))
         write_text(args.result_path / "metrics.json", json.dumps(
-            {"queries": count, "seconds": round(time.perf_counter() - start, 1), "evaluated_on": "validation",
-             "lines": [{"queries": count}]}, indent=1))
+            {"queries": count, "seconds": round(time.perf_counter() - start, 1), "evaluated_on": "nothing"}, indent=1))
 
 
 def calibrate(asked, most):

@@ -53,7 +53,8 @@ SETTINGS = {("tile", 0): 10, ("tile", 15): 3, ("tile", 180): 2, ("mosaic", 0): 3
 WITHIN = (1, 3, 5, 10, 20)
 AREAS = (3, 5, 10)                                      # px up to which the area under the curve of WITHIN is taken
 TRUST_QUERIES = 5                                       # of each tile
-GRAPH_QUERIES, GRAPH_OF_EACH = 400, 4                   # of tiles not seen, to learn the graph from; of each, x --queries
+GRAPH_QUERIES = 400                                     # of tiles that were not seen, to learn the graph from
+GRAPH_OF_EACH = 4                                       # times --queries of them at most are of one tile
 NO_ANSWER = np.array([0.0, 0.0, 1.0])                   # as Calibration.confidence gives it: not on this map
 NAMES = {0: "known", 15: "within 15°", 180: "unknown"}
 
@@ -64,6 +65,8 @@ def arguments():
     parser.add_argument("--run", required=True, type=Path, help="the folder of a run of code_Con/train.py")
     parser.add_argument("--method", choices=METHODS, default="cells")
     add_halves(parser)
+    parser.add_argument("--calibration", type=Path, metavar="FOLDER",
+                        help="that holds the calibration.json of --run (default: --run itself)")
     parser.add_argument("--data_path", help="another data set than the run's own")
     parser.add_argument("--sides", type=options.positive, nargs="+", default=SIDES, metavar="PX", help="of the queries")
     parser.add_argument("--queries", type=options.positive, default=10, help="of each tile, at most")
@@ -92,7 +95,7 @@ class Tested:
         self.is_own = args.data_path is None
         readers = readers_of_run(args.run, args, self.is_own)
         self.network = self.load(args.run)
-        self.calibration = load_calibration(args.run) if args.method == "trust" else None
+        self.calibration = load_calibration(args.calibration or args.run) if args.method == "trust" else None
         if args.validation or args.method == "graph":
             train = load_tiles(self.settings["data_path"], "train", args.workers, readers)
             self.unseen = unseen_by(args.run, args.halves, train)

@@ -4,7 +4,7 @@ Positions are (x, y) in px of the map, counted from its upper left corner, so th
 (0.5, 0.5). A rotation is in degrees clockwise: the direction on the map of what is up in the query, 0 north. Maps and
 queries are at the scale at which the network learned.
 """
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -268,6 +268,10 @@ class Search:
         for seen in several:
             scores, (left, top) = self._near(answer, seen)
             k, row, column = np.unravel_index(scores.argmax().item(), scores.shape)
+            if min(row, column) == 0 or max(row, column) == 2 * REACH:           # another answer's peak, cut off
+                moved = replace(answer, x=left + column * self.cell, y=top + row * self.cell)
+                scores, (left, top) = self._near(moved, seen)
+                k, row, column = np.unravel_index(scores.argmax().item(), scores.shape)
             row_part, column_part = peak_of(scores[k], row, column)
             rotation = seen.rotations[k]
             if 0 < k < len(scores) - 1:

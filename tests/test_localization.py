@@ -126,6 +126,14 @@ def test_places_between_cells_are_exact_to_half_a_pixel(cell, rule):
     assert rule(np.abs(errors)) <= 0.5 and np.max(np.abs(errors)) < 0.75
 
 
+def test_two_answers_near_each_other_are_told_apart():
+    """What a second candidate finds at the edge of what it looks at is the first one's peak, not another answer."""
+    image = ground(200, seed=4)
+    for x in range(60, 141, 10):
+        answer = searched(image[40:140, x - 50:x + 50], [map_of(structure_network(4), image)], cell=4).answers()[0]
+        assert abs(answer.x - x) < 0.5 and abs(answer.y - 90) < 0.5
+
+
 def test_a_part_of_a_map_keeps_its_coordinates():
     image = ground(240)
     whole = map_of(structure_network(), image)
@@ -267,7 +275,7 @@ def test_a_tie_point_apart_from_its_neighbours_is_out():
 def test_calibration_asks_every_network_for_its_own_tiles():
     tiles = [Tiles(list(names), images, images, [[]] * 2, 10.0) for names, images in
              (("ab", [ground(96, 1), ground(96, 2)]), ("cd", [ground(96, 3), ground(96, 4)]))]
-    asked = [(TileNetwork(structure_network(), 0.5), part) for part in tiles]
+    asked = [(TileNetwork(structure_network(4), 0.5), part) for part in tiles]
     fitted, count = calibrate(asked, 2)
     assert fitted.sides == [24] and fitted.metres == 20 and count == 16, "px of the network's, half of the tiles'"
     network = asked[0][0]

@@ -56,7 +56,9 @@ def run(tmp_path_factory):
     network, _ = load_cell_network(folder, CPU, nullcontext)
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setattr("calibrate.ROUNDS", ((100, 0, 10), (100, 180, 1)))
-    calibrate([(TileNetwork(network, 1.0), tiles)], 10)[0].save(folder / "calibration.json")
+    calibration, _ = calibrate([(TileNetwork(network, 1.0), tiles)], 10)
+    calibration.texture = np.array(2.0)                               # none of these tiles is flat
+    calibration.save(folder / "calibration.json")
     monkeypatch.undo()
     return folder
 
@@ -351,9 +353,8 @@ def test_a_map_of_many_windows_is_searched_as_a_whole(tmp_path, run, monkeypatch
     whole = MapFeatures(geo, network, run / "weights.pt", None)
     monkeypatch.setattr("tools.maps.BLOCK", 64)
     monkeypatch.setattr("tools.maps.AT_ONCE", 1)
-    monkeypatch.setattr("tools.maps.IN_MEMORY", 2)
     parted = MapFeatures(geo, network, run / "weights.pt", None)
-    for x, y in ((41, 41), (150, 97), (255, 214)):
+    for x, y in ((41, 41), (255, 214)):
         answers = []
         for features, area in ((whole, (0, 0, 300, 300)), (parted, (0, 0, 300, 300)), (parted, (0, 30, 299, 297))):
             search = Search(network, image[y - 40:y + 40, x - 40:x + 40], [0.0], 500.0)
