@@ -13,7 +13,7 @@ OUTCOMES = ("located", "ambiguous", "not on this map")  # right, another place o
 RIGHT_PX, RIGHT_DEGREES = 20, 10                        # an answer this near is right
 FALSE_ACCEPTANCE = 0.03                                 # of queries off the map may be called located; 0.05 is the aim
 COVERAGE, BINS = 0.9, 3                                 # bins of the located answers; one more holds the others
-SCALES = np.geomspace(5, 1000, 24)                     # factors on the scores that may make logits of them
+SCALES = np.geomspace(5, 1000, 24)                      # factors on the scores that may make logits of them
 
 
 class Calibration:

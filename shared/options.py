@@ -47,6 +47,8 @@ class TrainingParser(argparse.ArgumentParser):
             if any(getattr(args, name) for name in self.pseudo_modal):
                 self.set_defaults(**PSEUDO_MODAL_RATES)
             args = super().parse_args(arguments)
+        if getattr(args, "other_half", False) and not args.validate:
+            self.error("--other_half holds out what --validate would train on: give --validate, too")
         args.defaults = defaults
         return args
 
