@@ -36,8 +36,8 @@ SEEDS=${SEEDS:-0}
 # The profile -----------------------------------------------------------------------------------------------
 # With CUDA the recipe that is every flag's default: ResNet50 from ImageNet weights, 200 px, 60 epochs. Without, what
 # trains from scratch on a CPU in minutes; each train.py's --help tells what that is.
-PROFILE= SAMPLE= LONGER= MATCH= SIDES= GENTLY= SOFTLY= SLOWLY= FEW= SOON= PART=
-BOTH="--input both --loss infonce --left_out 0.33 --toned 0.33"
+PROFILE= SAMPLE= LONGER= SIDES= SURE= GENTLY= SOFTLY= SLOWLY= FEW= SOON= PART=
+BOTH="--input both --pooling cells --stages 3 --loss infonce --left_out 0.33 --toned 0.33"
 if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
   PROFILE="--recipe cpu"
   PART="--part 64"                      # of larger images alone; cells do not know an image's size
@@ -45,8 +45,7 @@ if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; 
   if [ "$NAME" = demo ]; then
     PROFILE+=" --img_size 64 --batch_size 24 --epochs 4" SAMPLE="--sample 24"
     LONGER="--epochs 12"                # contrastive learning begins slowly, and its steps are the cheapest
-    MATCH="--img_size 128 --query 64 --batch_size 16 --epochs 6 --calibration 20"
-    SIDES="--sides 100 --queries 1 --tiles 8"
+    SIDES="--sides 100 --queries 1 --tiles 8" SURE="--queries 1"
     FEW="--target_images 8" SOON="--neighbours_from 2"
   else
     BOTH+=" --img_size 200 --part 64 --epochs 100"
@@ -114,20 +113,21 @@ test_row contrastive-test-time     code_Con contrastive --tta symmetries
 test_row contrastive+structure     code_Structure/fusion.py contrastive
 test_row contrastive-both-test-time code_Con contrastive-both --tta symmetries
 
-# Positions on a map: on whole tiles where there are some. Retrieval, too, must not have seen the tiles held out.
+# Positions on a map, by the network that sees both: on whole tiles where there are some. How sure it is tell two halves
+# of it, each asked for the training tiles that it did not see.
+HALVES="--halves @both-half @both-other-half"
 table match
-test_row match-structure     code_Match match --method structure $SIDES
-row match                    code_Match $MATCH
-row match-retrieval          code_Con $MANY $LONGER --validate 0.2
-test_row match-centre        code_Match match --retrieval @match-retrieval --method centre $SIDES
-test_row match-voting        code_Match match --retrieval @match-retrieval --method voting $SIDES
-test_row match-graph         code_Match match --retrieval @match-retrieval --method graph $SIDES
-test_row match-ncc           code_Match match --method ncc $SIDES
-test_row match-mi            code_Match match --method mi --queries 2 $SIDES
-test_row match-matcher       code_Match match --method matcher $SIDES
-test_row match-coarse-to-fine code_Match match --retrieval @match-retrieval --method coarse-to-fine $SIDES
+test_row match-structure     code_Match contrastive-both --method structure $SIDES
+test_row match-cells         code_Match contrastive-both --method cells $SIDES
+row both-half                code_Con $MANY $LONGER $BOTH --validate 0.5
+row both-other-half          code_Con $MANY $LONGER $BOTH --validate 0.5 --other_half
+test_row match-calibration   code_Match/calibrate.py contrastive-both $HALVES $SURE
+test_row match-voting        code_Match contrastive-both --method voting $SIDES
+test_row match-graph         code_Match contrastive-both --method graph $HALVES $SIDES
+test_row match-ncc           code_Match contrastive-both --method ncc $SIDES
+test_row match-mi            code_Match contrastive-both --method mi --queries 2 $SIDES
 table match-trust
-test_row match-trust         code_Match match --method trust $SIDES
+test_row match-trust         code_Match contrastive-both --method trust --calibration @match-calibration $SIDES
 
 # Starting from less than ImageNet: SimSiam's backbone, trained without labels, and an encoder that can be drawn from.
 # From SimSiam's backbone the triplet loss collapses at the rate that serves from nothing, so the rates there are lower.

@@ -1,4 +1,4 @@
-"""What a matcher must beat without learning anything: correlation of oriented gradients, or of gradient magnitudes, and
+"""What a network must beat without learning anything: correlation of oriented gradients, or of gradient magnitudes, and
 mutual information."""
 from contextlib import nullcontext
 
@@ -6,8 +6,7 @@ import cv2
 import numpy as np
 import torch
 
-from shared.cells import CellMaps, StructureCells, embed_cells
-from shared.matcher import correlate
+from shared.cells import CellMaps, StructureCells, embed_cells, spectra_of, sums_at_shifts
 
 BINS = 8
 
@@ -44,8 +43,8 @@ def mutual_information(query, image):
     position comes from the correlations of the images that tell where each bin is.
     """
     query_bins, image_bins = _bins(query), _bins(image)
-    whole = torch.ones(1, 1, *query_bins.shape[-2:])
-    joint = correlate(query_bins[:, None], whole, image_bins[:, None]).clamp(min=0)      # BINS x BINS x h x w
+    # BINS x BINS x h x w
+    joint = sums_at_shifts(query_bins[:, None], spectra_of(image_bins[:, None]), image.shape[:2]).clamp(min=0)
     joint = joint / joint.sum((0, 1), keepdim=True)
     of_image = joint.sum(0, keepdim=True)
     of_query = joint.sum(1, keepdim=True)

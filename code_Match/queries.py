@@ -3,7 +3,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shared.localization import cut_turned
+from shared.turned import cut_turned
 
 TRIES = 100                                             # positions drawn before a tile is said to have no room
 

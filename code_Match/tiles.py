@@ -7,14 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-import torch
-
 from shared.dataset import held_out_tiles
 from shared.layouts import check_ids, compare_ids, find_data, list_images, list_split, read_any_image
 from shared.layouts import read_leave_out, read_pairs_csv, read_tiles_csv
 from shared.plumbing.errors import InputError, several
 from shared.reading import READERS
-from shared.windows import Windows, stack_tiles
 
 DEFAULT_METRES = 10.0                                   # of a pixel, where the data set does not tell: Sentinel's
 
@@ -41,19 +38,11 @@ class Tiles:
         return replace(self, **{name: [getattr(self, name)[i] for i in rows] for name in
                                 ("names", "opt", "sar", "hidden")})
 
-    def hold_out(self, share):
+    def hold_out(self, share, other_half=False):
         """(kept, held out): the very tiles that shared.dataset.hold_out holds out of the same data set."""
-        held = held_out_tiles(self.names, share)
+        held = held_out_tiles(self.names, share, other_half)
         kept = self.subset([i for i, name in enumerate(self.names) if name not in held])
         return kept, self.subset([i for i, name in enumerate(self.names) if name in held])
-
-    def windows(self, side, places):
-        """Windows of `side` px to draw from these tiles, `places` an epoch. InputError where a tile is smaller."""
-        sizes = torch.tensor([tile.shape[:2] for tile in self.opt])
-        small = [name for name, size in zip(self.names, sizes) if size.min() < side]
-        if small:
-            raise InputError(f"--img_size {side}: the tile {small[0]} is smaller; give a smaller one")
-        return Windows(stack_tiles(self.opt), stack_tiles(self.sar), sizes, side, places, readers=self.readers)
 
 
 def load_tiles(data_path, split, workers, readers=READERS):

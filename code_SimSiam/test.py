@@ -58,7 +58,7 @@ def test(args):
     readers = readers_of_run(args.run, args, args.data_path is None)
     pairs, = load_splits(data_path, (split,), img_size, args.workers, args.store, readers)
     if args.validation:
-        _, pairs = hold_out(pairs, settings["validate"])
+        _, pairs = hold_out(pairs, settings["validate"], settings.get("other_half", False))
 
     model.eval()
     figures = probe(model, pairs, device, precision)

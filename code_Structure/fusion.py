@@ -64,7 +64,7 @@ def load(run, held_out, img_size):
     if not run.settings["validate"]:
         raise InputError(f"--choose: {run.folder} held nothing out; give a run with --validate")
     pairs = run.load_pairs("train", img_size).of_regions(run.settings["region"], "--region")
-    return hold_out(pairs, run.settings["validate"])[1]
+    return hold_out(pairs, run.settings["validate"], run.settings.get("other_half", False))[1]
 
 
 def join(embeddings, others, weight):

@@ -1,4 +1,4 @@
-"""How far an answer can be trusted: learned on held-out training tiles, kept as calibration.json of a run."""
+"""How far an answer can be trusted: learned on training tiles not seen, kept as calibration.json of a run."""
 import json
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from shared.plumbing.files import write_text
 
 CALIBRATION = "calibration.json"
 OUTCOMES = ("located", "ambiguous", "not on this map")  # right, another place of the map, off the map
-RIGHT_PX = 20                                           # an answer this near is right
+RIGHT_PX, RIGHT_DEGREES = 20, 10                        # an answer this near is right
 FALSE_ACCEPTANCE = 0.03                                 # of queries off the map may be called located; 0.05 is the aim
 COVERAGE, BINS = 0.9, 3                                 # bins of the located answers; one more holds the others
-SCALE_FACTORS = np.geomspace(0.25, 8, 21)
+SCALES = np.geomspace(5, 1000, 24)                      # factors on the scores that may make logits of them
 
 
 class Calibration:
@@ -23,7 +23,8 @@ class Calibration:
     evidence (localization.EVIDENCE). weights, bias: of a logistic regression over OUTCOMES. threshold: of the
     probability of being right, from which an answer is located. edges, radii: COVERAGE of the answers that are right or
     wrong lie within radii[i] px where that probability is in bin i, between edges[i] and edges[i + 1].
-    texture: least standard deviation of a query's grey levels. metres: of a pixel of the tiles that were learned from.
+    texture: least standard deviation of a query's grey levels. metres: of a pixel as the network learned; all px here
+    are such.
     """
 
     NAMES = ("sides", "scales", "mean", "std", "weights", "bias", "threshold", "edges", "radii", "texture", "metres")
@@ -64,10 +65,14 @@ def scale_at(side, sides, scales):
 def load_calibration(folder):
     """The Calibration of a run's folder. InputError where there is none."""
     file = Path(folder) / CALIBRATION
+    if not file.is_file():
+        raise InputError(f"{folder} has no {CALIBRATION}, which tells how sure its answers are: python "
+                         f"code_Match/calibrate.py --run {folder} --halves A B makes it (or, of a run with --validate, "
+                         "without --halves)")
     try:
         return Calibration(**json.loads(file.read_text()))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} cannot be read ({error!r}): the training command that made the run makes it, too")
+        raise InputError(f"{file} cannot be read ({error!r}): python code_Match/calibrate.py makes it anew")
 
 
 def fit_calibration(sides, scales, evidence, outcomes, errors, tiles, textures, metres):

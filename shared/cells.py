@@ -5,18 +5,20 @@ learned. A window's cells are laid on an image's cells at every position, by FFT
 in shared/localization.py; a cell is some px of the images as the network sees them.
 """
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.fft import next_fast_len
 from torch import nn
 
 from shared.dataset import to_float
-from shared.localization import cell_mask, cut_turned
-from shared.matcher import sums_at_shifts
-from shared.model import GRID
+from shared.model import GRID, load_model
+from shared.plumbing.errors import InputError
 from shared.structure import structure
+from shared.turned import cut_turned
 
 SPACING = 8                                             # px to a cell of StructureCells
 ROTATIONS, ZOOMS = (-8, -4, 0, 4, 8), (0.93, 1.0, 1.07)               # degrees, and factors, that may be tried besides
@@ -66,36 +68,100 @@ def embed_cells(model, images, modality, device, autocast, batch_size=64):
     return torch.cat(cells)
 
 
+def cell_mask(masks, cell):
+    """(K, H, W) bool -> (K, 1, H / cell, W / cell) float32, rounded up: 1 where all pixels of a cell are shown."""
+    return -F.max_pool2d(-torch.from_numpy(masks).float()[:, None], cell, ceil_mode=True)
+
+
+@dataclass
+class CellNetwork:
+    """A network that gives cells, and how it is asked. cell: px to a cell. autocast: a context for its passes."""
+    model: nn.Module
+    cell: int
+    device: torch.device
+    autocast: Callable
+
+    def cells(self, images, modality):
+        """The cells (N, C, h, w) of images (N, H, W, 3) uint8 of one modality, `opt` or `sar`, on the device."""
+        return embed_cells(self.model, torch.from_numpy(images), modality, self.device, self.autocast)
+
+
+def load_cell_network(folder, device, autocast):
+    """(CellNetwork, the images' size in training) of a finished run. InputError where that gives no cells."""
+    model, img_size = load_model(folder, device)
+    if model.settings["pooling"] != "cells":
+        raise InputError(f"--run {folder} has --pooling {model.settings['pooling']}, and positions come of cells: give "
+                         "a run of code_Con/train.py with --pooling cells")
+    return CellNetwork(model, cell_side(model), device, autocast), img_size
+
+
 # Correlation ---------------------------------------------------------------------------------------------------------
 
 class CellMaps:
-    """The cells of M whole images, (M, C, H, W) float32, ready to be correlated with."""
+    """The cells of M whole images, (M, C, H, W) float32, ready to be correlated with.
 
-    def __init__(self, cells):
+    mask: (M, 1, H, W), 1 where the images show something, else 0 (default: all of them).
+    """
+
+    def __init__(self, cells, mask=None):
         self.size = tuple(cells.shape[-2:])
-        self.spectra = torch.fft.rfft2(cells)
+        cells = cells if mask is None else cells * mask
+        self.spectra = spectra_of(cells)
+        self.mask_spectra = None if mask is None else spectra_of(mask)
         energy = cells.square().sum(1, keepdim=True)                  # M x 1 x H x W
-        self.energy_spectra = torch.fft.rfft2(energy)
+        self.energy_spectra = spectra_of(energy)
         self.least = LEAST_ENERGY * energy.mean((1, 2, 3)).clamp(min=1e-12)
 
     def __len__(self):
         return len(self.spectra)
 
-    def cosines(self, query, mask, maps=slice(None)):
+    def cosines(self, query, mask, maps=slice(None), least=0.0):
         """The cosine of each query with what lies under it, at every position where it lies within a map.
 
         query: (Q, C, h, w), mask: (Q, 1, h, w), 1 at the cells that count, else 0. maps: a slice of the M. Returns
         (Q, M, H - h + 1, W - w + 1) float32: at [q, m, y, x] the inner product of the query's cells with the map's
-        when its first one lies on (y, x), over the norms of both, each over the cells that count. Raises ValueError
-        where a query is larger than the maps.
+        when its first one lies on (y, x), over the norms of both, each over the cells that count and lie where the map
+        shows something; -1 where these are fewer than a share `least` of those that count. Raises ValueError where a
+        query is larger than the maps.
         """
-        query = query * mask
+        query, count = query * mask, mask.sum((2, 3), keepdim=True)
         products = sums_at_shifts(query, self.spectra[maps], self.size)
         energy = sums_at_shifts(mask, self.energy_spectra[maps], self.size)
+        own = query.square().sum(1, keepdim=True)                     # Q x 1 x h x w
+        whole = own.sum((2, 3), keepdim=True).clamp(min=1e-12)
         # By FFT what is zero comes out as a little of either sign.
-        energy = energy.maximum(self.least[maps].view(1, -1, 1, 1) * mask.sum((2, 3), keepdim=True))
-        norm = query.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
-        return products / (norm * energy.sqrt())
+        if self.mask_spectra is None:
+            energy = energy.maximum(self.least[maps].view(1, -1, 1, 1) * count)
+            return products / (whole * energy).sqrt()
+        both = sums_at_shifts(mask, self.mask_spectra[maps], self.size).round().clamp(min=0)
+        energy = energy.maximum(self.least[maps].view(1, -1, 1, 1) * both.clamp(min=1))
+        shown = sums_at_shifts(own, self.mask_spectra[maps], self.size).maximum(LEAST_ENERGY * whole)
+        return torch.where(both >= (least * count).clamp(min=1), products / (shown * energy).sqrt(), -1.0)
+
+
+def spectra_of(maps):
+    """rfft2 of maps (..., H, W), filled up to a size that it is fast at: what sums_at_shifts takes."""
+    return torch.fft.rfft2(maps.float(), s=_fast(maps.shape[-2:]))
+
+
+def _fast(size):
+    return tuple(next_fast_len(int(side), real=True) for side in size)
+
+
+def sums_at_shifts(query, spectra, size):
+    """Sums of the products of cells at each shift that keeps a query within a map.
+
+    query: (Q, C, h, w). spectra: (M, C, ...), spectra_of maps (M, C, *size). Returns (Q, M, H - h + 1, W - w + 1). By
+    FFT: nothing wraps around within these positions. ValueError where a query is larger than the maps.
+    """
+    height, width = (of_map - of_query + 1 for of_map, of_query in zip(size, query.shape[-2:]))
+    if height < 1 or width < 1:
+        raise ValueError(f"a query of {tuple(query.shape[-2:])} cells on a map of {tuple(size)}")
+    query = torch.fft.rfft2(query.float(), s=_fast(size))
+    # A product of matrices (Q x C) (C x M) at each frequency.
+    products = torch.bmm(query.conj().flatten(2).permute(2, 0, 1), spectra.flatten(2).permute(2, 1, 0))
+    products = products.permute(1, 2, 0).reshape(len(query), len(spectra), *query.shape[-2:])
+    return torch.fft.irfft2(products, s=_fast(size))[..., :height, :width]
 
 
 # A window, seen several times ----------------------------------------------------------------------------------------

@@ -129,7 +129,7 @@ def load_data(args, window=None):
     Raises InputError that names every bad file of both splits.
     """
     if args.validate:
-        train, evaluation = hold_out(_load_training(args), args.validate)
+        train, evaluation = hold_out(_load_training(args), args.validate, args.other_half)
         return _as_drawn(train, args, window), evaluation
     if args.target_path:
         (train,), (evaluation,) = _load(args, args.data_path, "train"), _load(args, args.target_path, "test")
@@ -143,7 +143,7 @@ def load_training_data(args):
     """The same without anything to evaluate on: for pretraining. With --validate, the tiles held out are left out."""
     train = _load_training(args)
     if args.validate:
-        train, _ = hold_out(train, args.validate)
+        train, _ = hold_out(train, args.validate, args.other_half)
     return _as_drawn(train, args)
 
 
@@ -178,26 +178,28 @@ def load_splits(data_path, splits, img_size, workers, store="auto", readers=READ
     return pairs
 
 
-def hold_out(pairs, share):
+def hold_out(pairs, share, other_half=False):
     """Split training pairs by tile: (kept, held out), always the same tiles for the same share.
 
-    Tiles are spread evenly over their sorted names, so that regions named in order are all represented.
+    Tiles and other_half as in held_out_tiles.
     """
-    held = held_out_tiles(pairs.tiles, share)
+    held = held_out_tiles(pairs.tiles, share, other_half)
     mask = torch.tensor([tile in held for tile in pairs.tiles])
     return pairs.subset((~mask).nonzero().flatten()), replace(pairs.subset(mask.nonzero().flatten()), left_out=0)
 
 
-def held_out_tiles(tiles, share):
+def held_out_tiles(tiles, share, other_half=False):
     """The names that are held out of all those in `tiles`. InputError where nothing would be kept or held out.
 
-    Tiles are spread evenly over their sorted names, so that regions named in order are all represented.
+    Tiles are spread evenly over their sorted names, so that regions named in order are all represented. other_half: the
+    other way round, what would be kept is held out.
     """
     tiles = sorted(set(tiles))
     count = round(share * len(tiles))
     if not 0 < count < len(tiles):
         raise InputError(f"--validate {share}: {len(tiles)} tiles cannot be split so; choose a share between 0 and 1")
-    return {tiles[int((i + 0.5) * len(tiles) / count)] for i in range(count)}
+    held = {tiles[int((i + 0.5) * len(tiles) / count)] for i in range(count)}
+    return set(tiles) - held if other_half else held
 
 
 def describe(pairs, evaluation):

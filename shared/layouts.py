@@ -307,3 +307,9 @@ def list_images(folder, problems):
     if not files:
         problems.append(f"{folder}: there is no image ({', '.join(SUFFIXES)}) in it")
     return files
+
+
+def crop_of(data_path, split="train"):
+    """Side in px of a data set's crops, as their files hold them."""
+    listing = list_split(find_data(data_path), split, [])
+    return len(read_image(next(iter(listing.opt.values()))))

@@ -1,26 +1,29 @@
-"""Where a query lies on a map and how it is turned: candidates by the dense matcher, refined, with how sure that is.
+"""Where a query lies on a map, how it is turned, and how sure that is: candidates by the cosine of its cells, refined.
 
 Positions are (x, y) in px of the map, counted from its upper left corner, so that the middle of the first pixel is
-(0.5, 0.5). A rotation is in degrees clockwise: the direction on the map of what is up in the query, 0 north.
+(0.5, 0.5). A rotation is in degrees clockwise: the direction on the map of what is up in the query, 0 north. Maps and
+queries are at the scale at which the network learned.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from shared.matcher import STRIDE, correlate
+from shared.cells import CellMaps, cell_mask
+from shared.turned import difference_of_angles, filled, side_of_views, turn
 
-COARSE_SIDE = 256                                       # px of a query that are looked at while rotations are unknown
-ROTATION_STEP = 6.0                                     # degrees between the rotations that are tried
+COARSE_SIDE, COARSE_SHARE = 192, 0.64                   # px, or share of a query's side if more, for many rotations
+ROTATION_STEP = 15.0                                    # degrees between the rotations that are tried
+FINER_SIDE = 256                                        # px of a query by which its rotation is told more finely
 AT_ONCE = 12                                            # views of a query that are correlated at once
-APART_PX, APART_DEGREES = 10, 10                        # nearer than both, two answers are the same
+APART_PX, APART_DEGREES = 10, 20                        # nearer than both, two answers are the same
 CANDIDATES = 8                                          # answers that are kept
-REFINED = 4                                             # of them looked at once more, at steps of a degree
-REACH = 5                                               # cells about a candidate that are looked at once more
+REFINED, FINAL = 3, 2                                   # of them looked at once more, and of those once again
+REACH = 3                                               # cells about a candidate that are looked at once more
 ZOOMS = np.linspace(0.9, 1.1, 9)                        # of a query, tried on its answer
-LEAST_SHOWN = 0.5                                       # of a query must lie on the map
+LEAST_ON_MAP = 0.9                                      # of a query's cells must lie on the map: fewer fit by chance
+LEAST_SHOWN = 0.5                                       # of a quarter of it
 MOST_LEAD = 30.0                                        # logits; more says nothing more
 # What tells whether an answer is right: lead of its logit over the best other answer, entropy of the probability,
 # quarters of the query that agree, its score, and how much was looked at with what.
@@ -29,35 +32,65 @@ EVIDENCE = ("lead", "entropy", "quarters", "score", "log_side", "log_rotations")
 
 @dataclass
 class Map:
-    """Features of a map, or of a part of it. features: (C, h, w) float32, at STRIDE px a cell. mask: (1, h, w), 1 where
-    there is map. origin: (x, y) in px of the first cell's corner. number: of the map, where there are several."""
-    features: torch.Tensor
+    """The cells of a map, or of a part of it. cells: (C, h, w) float32. mask: (1, h, w), 1 where there is map. cell: px
+    to one. origin: (x, y) in px of the first cell's corner. number: of the map, where there are several."""
+    cells: torch.Tensor
     mask: torch.Tensor
+    cell: int
     origin: tuple = (0, 0)
     number: int = 0
+    _ready: dict = field(default_factory=dict, repr=False)
+
+    def ready(self, beyond):
+        """The CellMaps of this map, with so many empty cells around it; made once."""
+        if beyond not in self._ready:
+            cells, mask = (F.pad(x, (beyond,) * 4)[None] for x in (self.cells, self.mask))
+            self._ready[beyond] = CellMaps(cells, mask)
+        return self._ready[beyond]
 
     def part(self, x, y, half):
-        """The cells within `half` px of (x, y) in both directions."""
-        first_x, first_y = (max(0, int((middle - half - edge) // STRIDE)) for middle, edge in zip((x, y), self.origin))
-        last_x, last_y = (int(-(-(middle + half - edge) // STRIDE)) for middle, edge in zip((x, y), self.origin))
-        rows, columns = slice(first_y, max(last_y, 0)), slice(first_x, max(last_x, 0))
-        origin = self.origin[0] + first_x * STRIDE, self.origin[1] + first_y * STRIDE
-        return Map(self.features[:, rows, columns], self.mask[:, rows, columns], origin, self.number)
+        """The cells within `half` px of (x, y) in both directions; this very map where that is all of it."""
+        first_x, first_y = (max(0, int((middle - half - edge) // self.cell))
+                            for middle, edge in zip((x, y), self.origin))
+        last_x, last_y = (max(0, int(-(-(middle + half - edge) // self.cell)))
+                          for middle, edge in zip((x, y), self.origin))
+        height, width = self.cells.shape[-2:]
+        if first_x == first_y == 0 and last_x >= width and last_y >= height:
+            return self
+        rows, columns = slice(first_y, last_y), slice(first_x, last_x)
+        origin = self.origin[0] + first_x * self.cell, self.origin[1] + first_y * self.cell
+        return Map(self.cells[:, rows, columns].clone(), self.mask[:, rows, columns].clone(), self.cell, origin,
+                   self.number)
 
 
 @dataclass
 class Answer:
-    """One place of a query. map: the number of its map. x, y: the query's middle, in px of that map. score: the mean
-    cosine in [-1, 1]. probability: among all positions and rotations. covariance: 2 x 2 of (x, y), px². part: which of
-    the Maps that were looked at."""
+    """One place of a query. map: the number of its map. x, y: the query's middle, in px of that map. score: the cosine
+    in [-1, 1]. probability: among all positions and rotations. covariance: 2 x 2 of (x, y), px². around: the Map about
+    it, as far as it is of use."""
     map: int
-    part: int
     x: float
     y: float
     rotation: float
     score: float
     probability: float = 0.0
     covariance: tuple = ((0.0, 0.0), (0.0, 0.0))
+    around: Map = field(default=None, repr=False, compare=False)
+
+
+@dataclass
+class Seen:
+    """A query's cells at some rotations. cells: (K, C, h, w). mask: (K, 1, h, w), 1 where the query is shown.
+    rotations: (K) degrees. middle: (x, y) of the query's middle, px from the corner of the first cell."""
+    cells: torch.Tensor
+    mask: torch.Tensor
+    rotations: np.ndarray
+    middle: tuple
+
+    @property
+    def size(self):
+        """(rows, columns) of cells."""
+        return self.cells.shape[-2:]
 
 
 def rotations_to_try(within):
@@ -70,144 +103,106 @@ def rotations_to_try(within):
     return np.linspace(-within, within, 2 * count + 1)
 
 
-def turn(image, rotations, side=None, zoom=1.0, shown=None):
-    """A query as it would lie on a map that has north up: at each rotation, in the middle of a black square.
+def map_of(network, image, shown=None, number=0):
+    """The Map of an optical image (H, W, 3) uint8. shown: (H, W) bool, where it has data (default: all of it).
 
-    image: (h, w, 3) uint8. rotations: (K) degrees clockwise. side: of the square in px (default: what holds all views);
-    made a multiple of STRIDE. zoom: map px to a px of the image. shown: (h, w) bool, where the image shows something
-    (default: all of it). Returns views (K, S, S, 3) uint8 and masks (K, S, S) bool, where the query shows something.
+    network: a CellNetwork.
     """
-    height, width = image.shape[:2]
-    angles = np.deg2rad(rotations)
-    if side is None:
-        most = zoom * max((np.abs(np.cos(angles)) * size + np.abs(np.sin(angles)) * other).max()
-                          for size, other in ((width, height), (height, width)))
-        side = int(np.ceil(most - 1e-6))
-    side += -side % STRIDE
-    views = np.zeros((len(angles), side, side, 3), np.uint8)
-    masks = np.zeros((len(angles), side, side), bool)
-    whole = np.full((height, width), 255, np.uint8) if shown is None else shown.astype(np.uint8) * 255
-    for view, mask, angle in zip(views, masks, angles):
-        cos, sin = np.cos(angle) / zoom, np.sin(angle) / zoom
-        # A px of the view, from its middle, to one of the image: pixel centres lie at halves.
-        turned = np.array([[cos, sin], [-sin, cos]])
-        offset = np.array([width, height]) / 2 - 0.5 - turned @ np.full(2, side / 2 - 0.5)
-        matrix = np.column_stack([turned, offset])
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        view[:] = cv2.warpAffine(image, matrix, (side, side), flags=flags)
-        mask[:] = cv2.warpAffine(whole, matrix, (side, side), flags=flags) > 254
-    views[~masks] = 0
-    return views, masks
-
-
-def cell_mask(masks, cell=STRIDE):
-    """(K, S, S) bool -> (K, 1, S / cell, S / cell) float32, rounded up: 1 where all pixels of a cell are shown."""
-    return -F.max_pool2d(-torch.from_numpy(masks).float()[:, None], cell, ceil_mode=True)
-
-
-def cut_turned(image, x, y, side, rotation, zoom=1.0):
-    """The square of `side` px about (x, y), turned by `rotation` degrees clockwise, at `zoom` px of the image to a px.
-
-    image: (H, W, 3) uint8, or (H, W). Returns (side, side, 3), or (side, side); beyond the image its edge goes on.
-    """
-    angle = np.deg2rad(rotation)
-    cos, sin = np.cos(angle) * zoom, np.sin(angle) * zoom
-    turned = np.array([[cos, -sin], [sin, cos]])
-    offset = np.array([x, y]) - 0.5 - turned @ np.full(2, side / 2 - 0.5)
-    matrix = np.column_stack([turned, offset])
-    return cv2.warpAffine(image, matrix, (side, side), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-                          borderMode=cv2.BORDER_REPLICATE)
-
-
-@torch.no_grad()
-def map_features(model, image, device, autocast, shown=None):
-    """The Map of an optical image (H, W, 3) uint8. shown: (H, W) bool, where it has data (default: all of it)."""
-    opt = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float() / 255
-    with autocast():
-        features, _ = model(opt=opt)
     shown = np.ones(image.shape[:2], bool) if shown is None else shown
-    return Map(features[0], cell_mask(shown[None])[0].to(device))
-
-
-@torch.no_grad()
-def query_features(model, views, masks, device, autocast):
-    """((K, C, h, w) features, (K, 1, h, w) mask) of what turn() gives."""
-    features = []
-    for portion in np.array_split(views, -(-len(views) // AT_ONCE)):
-        sar = torch.from_numpy(portion).to(device).permute(0, 3, 1, 2).float() / 255
-        with autocast():
-            features.append(model(sar=sar)[1])
-    return torch.cat(features), cell_mask(masks).to(device)
+    mask = cell_mask(shown[None], network.cell)[0].to(network.device)
+    return Map(network.cells(filled(image, shown)[None], "opt")[0], mask, network.cell, number=number)
 
 
 class Search:
     """A query against maps: every position and rotation, then the best of them again more finely.
 
-    query: (h, w, 3) uint8 at the maps' resolution. rotations: (K) degrees, as rotations_to_try gives them. scale: the
-    logits' factor on scores (see Calibration), which makes probabilities of them. shown: (h, w) bool, where the query
-    shows something (default: all of it).
+    network: a CellNetwork. query: (h, w, 3) uint8 at the maps' resolution. rotations: (K) degrees, as rotations_to_try
+    gives them. scale: the logits' factor on scores (see Calibration), which makes probabilities of them. shown: (h, w)
+    bool, where the query shows something (default: all of it).
     """
 
-    def __init__(self, model, query, rotations, scale, device, autocast, shown=None):
-        self.model, self.query, self.rotations = model, query, np.asarray(rotations, float)
+    def __init__(self, network, query, rotations, scale, shown=None):
+        self.network, self.cell, self.rotations, self.scale = network, network.cell, np.asarray(rotations, float), scale
         self.shown = np.ones(query.shape[:2], bool) if shown is None else shown
-        self.scale, self.device, self.autocast = scale, device, autocast
-        # At many rotations the middle of the query is enough to begin with, at half the resolution.
-        self.is_coarse = len(self.rotations) > 1
-        side = COARSE_SIDE if self.is_coarse else max(query.shape)
-        views = turn(_middle(query, side), self.rotations, shown=_middle(self.shown, side))
-        self.features, self.mask = query_features(model, *views, device, autocast)
-        if self.is_coarse:
-            self.features, self.mask = _halved(self.features, self.mask)
-        self.cell = STRIDE * 2 if self.is_coarse else STRIDE
-        self.maps, self.found = [], []
+        self.query = filled(query, self.shown)
+        self.is_known = len(self.rotations) == 1
+        # Where many rotations are tried the middle of the query is enough to begin with.
+        self.coarse_side = None
+        if not self.is_known:
+            self.coarse_side = max(COARSE_SIDE, round(COARSE_SHARE * max(query.shape[:2])))
+        self.seen = [self.see(self.rotations, self.coarse_side)]
+        if self.is_known:
+            self.seen.append(self.see(self.rotations, shift=(self.cell // 2,) * 2))
+        self.last = self.seen                                         # by which the best answer was told at last
+        self.found = []
         self.log_sum, self.weighted = -np.inf, 0.0                    # of the logits over all that was looked at
+
+    def see(self, rotations, most=None, zoom=1.0, shift=(0, 0)):
+        """The query as Seen at these rotations. most: px of its middle that are enough (default: all of it). zoom: map
+        px to a px of it. shift: (across, down), px by which the cells begin later."""
+        side = side_of_views(self.query, rotations, zoom)
+        side = min(side, most or side)
+        views, masks = turn(self.query, rotations, side, zoom, self.shown)
+        across, down = shift
+        more = (0, -side % self.cell + down), (0, -side % self.cell + across)         # all shifts have as many cells
+        views = np.pad(views[:, down:, across:], ((0, 0), *more, (0, 0)), mode="edge")
+        masks = np.pad(masks[:, down:, across:], ((0, 0), *more))
+        cells = self.network.cells(views, "sar")
+        mask = cell_mask(masks, self.cell).to(cells.device)
+        return Seen(cells, mask, np.asarray(rotations, float), (side / 2 - across, side / 2 - down))
 
     def look_at(self, map_):
         """Score every position on one more Map, and keep the best."""
-        part = len(self.maps)
-        self.maps.append(map_)
-        scores, origin = self.scores_on(map_)
-        if scores is None:
-            return
-        logits = self.scale * scores.double()[scores > -1]
-        if len(logits):
-            total = logits.logsumexp(0).item()
-            mean = ((logits - total).exp() * logits).sum().item()
-            together = np.logaddexp(self.log_sum, total)
-            self.weighted = self.weighted * np.exp(self.log_sum - together) + mean * np.exp(total - together)
-            self.log_sum = together
-        half = self.features.shape[-1] * self.cell / 2
-        for score, k, row, column in distinct_peaks(scores, self.rotations, APART_PX / self.cell, CANDIDATES):
-            x, y = origin[0] + column * self.cell + half, origin[1] + row * self.cell + half
-            self.found.append(Answer(map_.number, part, x, y, self.rotations[k], score))
+        for seen in self.seen:
+            scores, origin = self.scores_on(map_, seen)
+            if scores is None:
+                continue
+            self._count(self.scale * scores.double()[scores > -1])
+            for score, k, row, column in distinct_peaks(scores, seen.rotations, APART_PX / self.cell, CANDIDATES):
+                x = origin[0] + column * self.cell + seen.middle[0]
+                y = origin[1] + row * self.cell + seen.middle[1]
+                self.found.append(Answer(map_.number, x, y, seen.rotations[k], score, around=map_))
+        self.found = _without_repetitions(sorted(self.found, key=lambda answer: -answer.score))[:CANDIDATES]
+        # The map itself may be one of many that together do not fit the memory.
+        half = 2 * max(self.query.shape[:2]) + (REACH + 1) * self.cell
+        for answer in self.found:
+            if answer.around is map_:
+                answer.around = map_.part(answer.x, answer.y, half)
 
-    def scores_on(self, map_):
-        """((K, h, w) mean cosines at every position, (x, y) in px of the first): None where the query does not fit."""
-        features, mask = map_.features, map_.mask
-        if self.is_coarse:
-            features, mask = _halved(features[None], mask[None])
-            features, mask = features[0], mask[0]
+    def _count(self, logits):
+        """Take the logits of more positions into the sums that make probabilities and the entropy."""
+        if not len(logits):
+            return
+        total = logits.logsumexp(0).item()
+        mean = ((logits - total).exp() * logits).sum().item()
+        together = np.logaddexp(self.log_sum, total)
+        self.weighted = self.weighted * np.exp(self.log_sum - together) + mean * np.exp(total - together)
+        self.log_sum = together
+
+    def scores_on(self, map_, seen):
+        """((K, h, w) cosines at every position, (x, y) in px of the first): None where the query does not fit."""
         # A view's corners may lie beyond the map, but not the query.
-        beyond = max(0, -(-(self.features.shape[-1] * self.cell - min(self.query.shape[:2])) // (2 * self.cell)))
-        features, mask = (F.pad(x, (beyond,) * 4) for x in (features, mask))
-        if min(features.shape[-2:]) < self.features.shape[-1]:
+        rows, columns = seen.size
+        size = [side * self.cell for side in (rows, columns)]
+        beyond = max(0, *(-(-(whole - part) // self.cell) for whole, part in zip(size, self.query.shape[:2])))
+        height, width = (side + 2 * beyond for side in map_.cells.shape[-2:])
+        if height < rows or width < columns:
             return None, None
-        whole = bool((map_.mask == 1).all()) and beyond == 0
-        scores = [correlate(query, query_mask, features[None], None if whole else mask[None], least=0.9)[:, 0]
-                  for query, query_mask in zip(self.features.split(AT_ONCE), self.mask.split(AT_ONCE))]
+        ready = map_.ready(beyond)
+        scores = [ready.cosines(cells, mask, least=LEAST_ON_MAP)[:, 0]
+                  for cells, mask in zip(seen.cells.split(AT_ONCE), seen.mask.split(AT_ONCE))]
         return torch.cat(scores), tuple(edge - beyond * self.cell for edge in map_.origin)
 
     def heat(self, answer):
-        """(scores (h, w) on the answer's Map at the rotation tried that is nearest to its own, extent (left, right,
+        """(scores (h, w) about the answer at the rotation tried that is nearest to its own, extent (left, right,
         bottom, top) in px of the positions of the query's middle)."""
-        map_ = self.maps[answer.part]
-        scores, (left, top) = self.scores_on(map_)
-        k = np.abs(difference_of_angles(self.rotations, answer.rotation)).argmin()
+        seen = self.seen[0]
+        scores, (left, top) = self.scores_on(answer.around, seen)
+        k = np.abs(difference_of_angles(seen.rotations, answer.rotation)).argmin()
         heat = scores[k].cpu().numpy()
-        half = self.features.shape[-1] * self.cell / 2
+        left, top = (edge + middle - self.cell / 2 for edge, middle in zip((left, top), seen.middle))
         height, width = (size * self.cell for size in heat.shape)
-        return heat, (left + half, left + half + width, top + half + height, top + half)
+        return heat, (left, left + width, top + height, top)
 
     def entropy(self):
         """Of the probability over all positions and rotations that were looked at, in nats."""
@@ -215,91 +210,124 @@ class Search:
 
     def answers(self):
         """The best distinct answers, refined, best first, with probabilities and covariances; at most CANDIDATES."""
-        best = _without_repetitions(sorted(self.found, key=lambda answer: -answer.score))[:CANDIDATES]
-        refined = [self.refine(answer) for answer in best[:REFINED]]
-        refined += best[REFINED:] if not self.is_coarse else []
-        return _without_repetitions(sorted(refined, key=lambda answer: -answer.score))
+        if self.is_known:
+            refined = [self._refined(answer, self.seen) for answer in self.found[:REFINED]] + self.found[REFINED:]
+            return _without_repetitions(sorted(refined, key=lambda answer: -answer.score))
+        step = self.rotations[1] - self.rotations[0]
+        refined = self._at_finer_rotations(self.found[:REFINED], step / 3, self.coarse_side)
+        finer_side = min(FINER_SIDE, max(self.query.shape[:2]))
+        refined = self._at_finer_rotations(refined[:FINAL], step / 6, finer_side)
+        return _without_repetitions([self._at_halves(answer) for answer in refined[:1]] + refined[1:])
+
+    def _at_finer_rotations(self, answers, step, most):
+        """Answers again at rotations `step` degrees to both sides, by the middle of the query; best first."""
+        if not answers:
+            return []
+        tried = [answer.rotation + step * np.arange(-1, 2) for answer in answers]
+        seen = self.see(np.concatenate(tried), most)
+        refined = []
+        for number, (answer, rotations) in enumerate(zip(answers, tried)):
+            of_answer = slice(3 * number, 3 * number + 3)
+            one = Seen(seen.cells[of_answer], seen.mask[of_answer], rotations, seen.middle)
+            refined.append(self._refined(answer, [one]))
+        return sorted(refined, key=lambda answer: -answer.score)
+
+    def _at_halves(self, answer):
+        """An answer again by all of the query but its corners, at its rotation alone, shifted by half a cell, too."""
+        most = max(self.query.shape[:2])
+        half = self.cell // 2
+        self.last = [self.see([answer.rotation], most, shift=shift) for shift in ((0, 0), (half, half))]
+        return self._refined(answer, self.last)
+
+    def zoom_of(self, answer):
+        """How much larger the query shows the ground than its stated resolution says: what the network likes best."""
+        scores = [self._near(answer, self.see([answer.rotation], FINER_SIDE, zoom=1 / zoom))[0].max().item()
+                  for zoom in ZOOMS]
+        best = int(np.clip(np.argmax(scores), 1, len(ZOOMS) - 2))
+        return float(ZOOMS[best] + vertex(*scores[best - 1:best + 2]) * (ZOOMS[1] - ZOOMS[0]))
+
+    def _near(self, answer, seen):
+        """(scores (K, h, w) within REACH cells of an answer, (x, y) in px of the query's middle at the first)."""
+        map_, (rows, columns) = answer.around, seen.size
+        first_x, first_y = (round((at - edge - middle) / self.cell) - REACH for at, edge, middle in
+                            zip((answer.x, answer.y), map_.origin, seen.middle))
+        cells, mask = (_cut(x, first_y, first_x, rows + 2 * REACH, columns + 2 * REACH)[None]
+                       for x in (map_.cells, map_.mask))
+        scores = CellMaps(cells, mask).cosines(seen.cells, seen.mask, least=LEAST_ON_MAP)[:, 0]
+        return scores, (map_.origin[0] + first_x * self.cell + seen.middle[0],
+                        map_.origin[1] + first_y * self.cell + seen.middle[1])
+
+    def _refined(self, answer, several):
+        """The best answer within REACH cells by several Seen, each at the same rotations.
+
+        A parabola through a cell and its neighbours errs towards the cell; what errs against that is the same of cells
+        shifted by half of one, and the mean of both is right. Source: Shimizu and Okutomi, "Precise Sub-pixel
+        Estimation on Area-based Matching", ICCV 2001.
+        """
+        estimates, logits = [], []
+        for seen in several:
+            scores, (left, top) = self._near(answer, seen)
+            k, row, column = np.unravel_index(scores.argmax().item(), scores.shape)
+            if min(row, column) == 0 or max(row, column) == 2 * REACH:           # another answer's peak, cut off
+                moved = replace(answer, x=left + column * self.cell, y=top + row * self.cell)
+                scores, (left, top) = self._near(moved, seen)
+                k, row, column = np.unravel_index(scores.argmax().item(), scores.shape)
+            row_part, column_part = peak_of(scores[k], row, column)
+            rotation = seen.rotations[k]
+            if 0 < k < len(scores) - 1:
+                rotation += vertex(*scores[k - 1:k + 2, row, column].tolist()) * (seen.rotations[1] - seen.rotations[0])
+            x, y = left + (column + column_part) * self.cell, top + (row + row_part) * self.cell
+            estimates.append((scores[k, row, column].item(), float(x), float(y), float(rotation)))
+            logits.append((self.scale * scores[k].double().cpu().numpy(), left, top))
+        score, x, y, rotation = max(estimates)
+        near = [(a, b) for _, a, b, _ in estimates if max(abs(a - x), abs(b - y)) < self.cell]
+        x, y = np.mean(near, axis=0)
+        total = np.logaddexp.reduce([np.logaddexp.reduce(values, axis=None) for values, _, _ in logits])
+        probability = min(1.0, float(np.exp(total - self.log_sum)))
+        return Answer(answer.map, float(x), float(y), rotation, score, probability, self._covariance(logits, total),
+                      answer.around)
+
+    def _covariance(self, logits, total):
+        """((xx, xy), (xy, yy)) px², of the probability over the positions. logits: [(of (h, w), x, y of the first)]."""
+        weights, xs, ys = [], [], []
+        for values, left, top in logits:
+            down, across = np.mgrid[:values.shape[0], :values.shape[1]] * float(self.cell)
+            weights.append(np.exp(values - total).ravel())
+            xs.append((left + across).ravel())
+            ys.append((top + down).ravel())
+        (xx, xy), (_, yy) = np.cov(np.concatenate(xs), np.concatenate(ys), aweights=np.concatenate(weights), ddof=0)
+        return (xx, xy), (xy, yy)
 
     def evidence(self, answers):
         """What tells whether the first answer is right: (len(EVIDENCE)) floats. answers: as answers() gives them."""
         best = answers[0]
         lead = self.scale * (best.score - answers[1].score) if len(answers) > 1 else MOST_LEAD
-        agreeing = 4 * np.mean([*self._quarters_agree(best)] or [0])
-        return np.array([min(lead, MOST_LEAD), self.entropy(), agreeing, best.score, np.log(min(self.query.shape[:2])),
-                         np.log(len(self.rotations))])
+        return np.array([min(lead, MOST_LEAD), self.entropy(), self._quarters_agreeing(best), best.score,
+                         np.log(min(self.query.shape[:2])), np.log(len(self.rotations))])
 
-    def _quarters_agree(self, answer):
-        """Whether each quarter of the query, looked for alone at the answer's rotation, is found in its place; of those
-        that show enough."""
-        map_ = self.maps[answer.part]
-        features, mask = (x[0] for x in _halved(map_.features[None], map_.mask[None]))
-        height, width = self.query.shape[:2]
-        angle = np.deg2rad(answer.rotation)
-        for row in (0, 1):
-            for column in (0, 1):
-                quarter = np.s_[row * (height // 2):(row + 1) * (height // 2),
-                                column * (width // 2):(column + 1) * (width // 2)]
-                if self.shown[quarter].mean() < LEAST_SHOWN:
-                    continue
-                views, masks = turn(self.query[quarter], [answer.rotation], shown=self.shown[quarter])
-                alone = _halved(*query_features(self.model, views, masks, self.device, self.autocast))
-                if min(features.shape[-2:]) < alone[0].shape[-1]:
-                    yield False
-                    continue
-                scores = correlate(*alone, features[None], mask[None], least=LEAST_SHOWN)[0, 0]
-                found = np.unravel_index(scores.argmax().item(), scores.shape)
-                y, x = (2 * STRIDE * (cell + alone[0].shape[-1] / 2) + edge
-                        for cell, edge in zip(found, map_.origin[::-1]))
-                across, down = (column - 0.5) * (width / 2), (row - 0.5) * (height / 2)
-                wanted_x = answer.x + across * np.cos(angle) - down * np.sin(angle)
-                wanted_y = answer.y + across * np.sin(angle) + down * np.cos(angle)
-                yield max(abs(x - wanted_x), abs(y - wanted_y)) <= APART_PX
-
-    def refine(self, answer):
-        """The answer again with the whole query at full resolution, about where it was found."""
-        turns = [answer.rotation]
-        if self.is_coarse:
-            for step in (2.0, 0.75):
-                turns = np.array(turns).mean() + step * np.arange(-2, 3)
-                answer, turns = self._refine(answer, turns)
-        return self._refine(answer, turns)[0]
-
-    def zoom_of(self, answer):
-        """How much larger the query shows the ground than its stated resolution says: what the matcher likes best."""
-        scores = []
-        for zoom in ZOOMS:
-            views = turn(self.query, [answer.rotation], zoom=1 / zoom, shown=self.shown)
-            near, _, _ = self._scores_near(answer, *views)
-            scores.append(near.max().item())
-        best = int(np.clip(np.argmax(scores), 1, len(ZOOMS) - 2))
-        return float(ZOOMS[best] + _vertex(*scores[best - 1:best + 2]) * (ZOOMS[1] - ZOOMS[0]))
-
-    def _scores_near(self, answer, views, masks):
-        """(scores (K, h, w) of views within REACH cells of an answer, the cell (row, column) of the first, cells of a
-        view's side)."""
-        map_ = self.maps[answer.part]
-        features, mask = query_features(self.model, views, masks, self.device, self.autocast)
-        size = features.shape[-1]
-        first = [round((middle - edge) / STRIDE - size / 2) - REACH for middle, edge in
-                 zip((answer.y, answer.x), map_.origin[::-1])]
-        window, window_mask = (_cut(x, *first, size + 2 * REACH) for x in (map_.features, map_.mask))
-        return correlate(features, mask, window[None], window_mask[None], least=LEAST_SHOWN)[:, 0], first, size
-
-    def _refine(self, answer, rotations):
-        """(the best answer at these rotations within REACH cells, [its rotation])."""
-        map_ = self.maps[answer.part]
-        scores, first, size = self._scores_near(answer, *turn(self.query, rotations, shown=self.shown))
-        k, row, column = np.unravel_index(scores.argmax().item(), scores.shape)
-        row_part, column_part, covariance = peak_of(scores[k], row, column, self.scale)
-        rotation = float(rotations[k])
-        if 0 < k < len(rotations) - 1:
-            rotation += _vertex(*scores[k - 1:k + 2, row, column].tolist()) * (rotations[1] - rotations[0])
-        x = map_.origin[0] + (first[1] + column + column_part + size / 2) * STRIDE
-        y = map_.origin[1] + (first[0] + row + row_part + size / 2) * STRIDE
-        score = scores[k, row, column].item()
-        probability = min(1.0, float(np.exp(self.scale * scores[k].double().cpu().numpy() - self.log_sum).sum()))
-        refined = Answer(answer.map, answer.part, float(x), float(y), rotation, score, probability, covariance)
-        return refined, [rotation]
+    def _quarters_agreeing(self, answer):
+        """How many quarters of the query, looked for alone about the answer at its rotation, are found in their place:
+        0 to 4, the share of those that show enough."""
+        seen = self.last[0]
+        rows, columns = seen.size
+        quarters = torch.zeros(4, 1, rows, columns, device=seen.mask.device)
+        for number in range(4):
+            top, left = number // 2 * (rows // 2), number % 2 * (columns // 2)
+            quarters[number, :, top:top + -(-rows // 2), left:left + -(-columns // 2)] = 1
+        masks = quarters * seen.mask
+        enough = masks.sum((1, 2, 3)) >= LEAST_SHOWN * seen.mask.sum() / 4
+        if not enough.any():
+            return 0.0
+        masks = masks[enough]
+        beyond = max(rows, columns) // 2                              # a quarter's own cells may lie at the map's edge
+        scores = answer.around.ready(beyond).cosines(seen.cells.expand(len(masks), -1, -1, -1), masks,
+                                                     least=LEAST_SHOWN)[:, 0]
+        best = scores.flatten(1).argmax(1).cpu().numpy()
+        row, column = best // scores.shape[-1], best % scores.shape[-1]
+        x, y = ((at - beyond) * self.cell + edge + middle for at, edge, middle in
+                zip((column, row), answer.around.origin, seen.middle))
+        off = np.maximum(np.abs(x - answer.x), np.abs(y - answer.y))
+        return 4 * float(np.mean(off <= max(APART_PX, 1.5 * self.cell)))
 
 
 def distinct_peaks(scores, rotations, apart, count):
@@ -324,56 +352,29 @@ def distinct_peaks(scores, rotations, apart, count):
     return peaks
 
 
-def difference_of_angles(a, b):
-    """a - b in degrees, in [-180, 180)."""
-    return (np.asarray(a) - b + 180) % 360 - 180
-
-
-def peak_of(scores, row, column, scale):
-    """Where about the best cell the peak is, in cells, and its covariance (x, y) in px².
-
-    scores: (h, w). The peak is the vertex of a parabola in each direction; the covariance is that of the probability
-    exp(scale * score) over the cells.
-    """
+def peak_of(scores, row, column):
+    """Where about the best cell of (h, w) the peak is, (rows, columns) in cells: a parabola's in each direction."""
     height, width = scores.shape
     column_part = row_part = 0.0
     if 0 < column < width - 1:
-        column_part = _vertex(*scores[row, column - 1:column + 2].tolist())
+        column_part = vertex(*scores[row, column - 1:column + 2].tolist())
     if 0 < row < height - 1:
-        row_part = _vertex(*scores[row - 1:row + 2, column].tolist())
-    p = torch.softmax(scale * scores.double().flatten(), 0).view(height, width).cpu().numpy()
-    down, across = np.mgrid[:height, :width] * float(STRIDE)
-    mean_y, mean_x = (p * down).sum(), (p * across).sum()
-    xx, yy = (p * (across - mean_x) ** 2).sum(), (p * (down - mean_y) ** 2).sum()
-    xy = (p * (across - mean_x) * (down - mean_y)).sum()
-    return row_part, column_part, ((xx, xy), (xy, yy))
+        row_part = vertex(*scores[row - 1:row + 2, column].tolist())
+    return row_part, column_part
 
 
-def _vertex(before, at, after):
+def vertex(before, at, after):
     """Where the parabola through three neighbours has its top, in [-0.5, 0.5] from the middle one."""
     bend = before - 2 * at + after
     return 0.0 if bend >= 0 else float(np.clip((before - after) / (2 * bend), -0.5, 0.5))
 
 
-def _middle(image, side):
-    height, width = image.shape[:2]
-    top, left = max(0, (height - side) // 2), max(0, (width - side) // 2)
-    return image[top:height - top, left:width - left]
-
-
-def _halved(features, mask):
-    """Features and mask at half the resolution: the mean of what is shown in each 2 x 2, cells half shown count."""
-    features, mask = (F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2)) for x in (features, mask))
-    shown = F.avg_pool2d(mask, 2)
-    features = F.avg_pool2d(features * mask, 2) / shown.clamp(min=0.25)
-    return features, (shown >= 0.5).float()
-
-
-def _cut(x, row, column, side):
-    """x[..., row:row + side, column:column + side], zeros beyond the edges."""
-    height, width = x.shape[-2:]
-    inside = x[..., max(0, row):max(0, row + side), max(0, column):max(0, column + side)]
-    return F.pad(inside, (max(0, -column), max(0, column + side - width), max(0, -row), max(0, row + side - height)))
+def _cut(x, row, column, height, width):
+    """x[..., row:row + height, column:column + width], zeros beyond the edges."""
+    below, right = x.shape[-2:]
+    inside = x[..., max(0, row):max(0, row + height), max(0, column):max(0, column + width)]
+    return F.pad(inside, (max(0, -column), max(0, min(width, column + width - right)), max(0, -row),
+                          max(0, min(height, row + height - below))))
 
 
 def _without_repetitions(answers):

@@ -212,6 +212,9 @@ def require_run(folder, flag):
 def _read_run(folder, flag):
     file = require_run(folder, flag)
     saved = load_tensors(file, flag)
+    if isinstance(saved, dict) and "widths" in saved:
+        raise InputError(f"{file} is of a matcher for positions alone, as code_Match once trained them: positions come "
+                         "of a run of code_Con/train.py now; give such a one")
     try:
         state, img_size = saved.pop("model"), saved.pop("img_size")
         model = PseudoSiamese(**saved)

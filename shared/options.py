@@ -47,6 +47,8 @@ class TrainingParser(argparse.ArgumentParser):
             if any(getattr(args, name) for name in self.pseudo_modal):
                 self.set_defaults(**PSEUDO_MODAL_RATES)
             args = super().parse_args(arguments)
+        if getattr(args, "other_half", False) and not args.validate:
+            self.error("--other_half holds out what --validate would train on: give --validate, too")
         args.defaults = defaults
         return args
 
@@ -107,10 +109,12 @@ def add_reading(group):
 
 
 def add_validation(group):
-    """The flag that says to evaluate on training tiles that are held out."""
+    """The flags that say to evaluate on training tiles that are held out."""
     group.add_argument("--validate", type=share, default=0.0, metavar="SHARE",
                        help="hold out this share of the training tiles and evaluate on them, never on the test split: "
                             "for making choices")
+    group.add_argument("--other_half", action="store_true",
+                       help="with --validate, train on what it would hold out, and hold the rest out")
 
 
 def add_drawing(group):

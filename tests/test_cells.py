@@ -16,9 +16,9 @@ from conftest import ROOT, script
 from shared.cells import CellMaps, StructureCells, cell_side, embed_cells, find_window, query_views
 from shared.dataset import load_splits
 from shared.evaluate import embed, retrieval_metrics
-from shared.localization import cut_turned
+from shared.turned import cut_turned
 from shared.model import PseudoSiamese
-from test_matcher import ground
+from test_localization import ground
 from tools.bench import load_script
 from tools.worlds import WINDOW, draw_windows
 

@@ -197,6 +197,8 @@ def test_held_out_tiles_are_whole(tmp_path):
     assert len(held) == 3 and len(set(held.tiles)) == 1 and len(kept) == 9
     assert not set(kept.tiles) & set(held.tiles) and not set(kept.names) & set(held.names)
     assert torch.equal(held.opt, held.sar[held.sar_place.argsort()]), "pairs stay pairs"
+    others_kept, others_held = hold_out(*load_splits(data, ("train",), 8, 1), 0.25, other_half=True)
+    assert (others_kept.names, others_held.names) == (held.names, kept.names)
 
 
 def test_what_leave_out_csv_names_is_left_out(tmp_path):

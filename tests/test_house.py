@@ -136,6 +136,7 @@ def test_every_row_of_run_sh_has_flags_that_its_script_takes(row, monkeypatch):
     (["--seed", "-1"], "-1 is below 0"),
     (["--epochs", "many"], "invalid positive value: 'many'"),
     (["--validate", "1"], "1 is not between 0 and 1"),
+    (["--other_half"], "give --validate, too"),
 ])
 def test_numbers_that_make_no_sense_are_refused(capsys, flags, words):
     with pytest.raises(SystemExit) as caught:

@@ -3,6 +3,8 @@ import csv
 import json
 import math
 import re
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 import torch
 
 from conftest import script
-from test_matcher import ground
+from test_localization import displaced, ground
 
 import rasterio
 import rasterio.shutil
@@ -19,12 +21,14 @@ pyproj = pytest.importorskip("pyproj", reason="requirements-optional.txt is not 
 from rasterio.transform import Affine, from_origin
 
 from calibrate import calibrate
-from queries import cut_turned
-from shared.matcher import STRIDE, Matcher, load_matcher
+from scaled import TileNetwork
+from shared.cells import CellNetwork, load_cell_network
+from shared.localization import Search
 from shared.model import PseudoSiamese
-from shared.plumbing.device import autocast
 from shared.raster import Reader
+from shared.turned import cut_turned
 from tiles import Tiles
+from tools.locate import windows_of
 from tools.maps import GeoMap, MapFeatures
 
 CPU = torch.device("cpu")
@@ -42,18 +46,19 @@ def write_map(file, image, transform, crs=UTM, **more):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A matcher that sees both modalities alike, unlearned, and its calibration: it finds what is the same image."""
+    """A network that sees both modalities alike, unlearned, and its calibration: it finds what is the same image."""
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
-    model = Matcher(channels=8, widths=(8, 8, 8, 8))
-    model.sar_branch.load_state_dict(model.opt_branch.state_dict())
-    model.log_scale.data.fill_(math.log(2000))                        # what was not learned is alike nearly everywhere
+    model = PseudoSiamese("resnet18", pooling="cells", stages=1, input="structure")
     torch.save({**model.settings, "img_size": 64, "model": model.state_dict()}, folder / "weights.pt")
     images = [ground(256, seed) for seed in range(20, 24)]
     tiles = Tiles(list("abcd"), images, images, [[]] * 4, 10.0)
+    network, _ = load_cell_network(folder, CPU, nullcontext)
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setattr("calibrate.ROUNDS", ((100, 0, 10), (100, 180, 1)))
-    calibrate(model.eval(), tiles, 160, CPU, autocast(CPU, "off")).save(folder / "calibration.json")
+    calibration, _ = calibrate([(TileNetwork(network, 1.0), tiles)], 10)
+    calibration.texture = np.array(2.0)                               # none of these tiles is flat
+    calibration.save(folder / "calibration.json")
     monkeypatch.undo()
     return folder
 
@@ -100,19 +105,22 @@ def test_windows_give_what_the_whole_gives(tmp_path, run, monkeypatch):
     image[:, :40] = 0
     file = write_map(tmp_path / "map.tif", image[:, :370], from_origin(LEFT, TOP, 10, 10), nodata=0)
     monkeypatch.setattr("tools.maps.BLOCK", 160)
-    model, geo = load_matcher(run, CPU), GeoMap(file, 10.0, Reader("opt"))
-    in_blocks = MapFeatures(geo, model, run / "weights.pt", tmp_path / "kept", CPU, autocast(CPU, "off"))
-    window = in_blocks.window(50, 130, 250, 200)
+    torch.manual_seed(0)
+    network = CellNetwork(PseudoSiamese("resnet18", pooling="cells", stages=3).eval(), 8, CPU, nullcontext)
+    geo = GeoMap(file, 10.0, Reader("opt"))
+    in_blocks = MapFeatures(geo, network, run / "weights.pt", tmp_path / "kept")
+    window = in_blocks.window(50, 130, 300, 333)
     monkeypatch.setattr("tools.maps.BLOCK", 1024)
-    at_once = MapFeatures(geo, model, run / "weights.pt", None, CPU, autocast(CPU, "off")).window(50, 130, 250, 200)
-    assert window.origin == at_once.origin == (48, 128)
-    assert torch.equal(window.mask, at_once.mask) and (window.features - at_once.features).abs().max() <= 1.01 / 127
+    at_once = MapFeatures(geo, network, run / "weights.pt", None).window(50, 130, 300, 333)
+    assert window.origin == at_once.origin == (48, 128) and window.cells.shape == at_once.cells.shape == (16, 26, 32)
+    assert torch.equal(window.mask, at_once.mask) and (window.cells - at_once.cells).abs().max() < 0.002
+    assert at_once.cells.std() > 0.05
     monkeypatch.setattr("tools.maps.BLOCK", 160)
-    monkeypatch.setattr("tools.maps.map_features", None)              # what is kept is not made again
-    again = MapFeatures(geo, model, run / "weights.pt", tmp_path / "kept", CPU, autocast(CPU, "off"))
-    assert torch.equal(again.window(50, 130, 250, 200).features, window.features)
+    monkeypatch.setattr("tools.maps.map_of", None)                    # what is kept is not made again
+    again = MapFeatures(geo, network, run / "weights.pt", tmp_path / "kept")
+    assert torch.equal(again.window(50, 130, 300, 333).cells, window.cells)
     left = again.window(0, 0, 100, 100)
-    assert left.mask[0, :, :40 // STRIDE].sum() == 0 and left.mask[0, :, 40 // STRIDE:].all()
+    assert left.mask[0, :, :40 // 8].sum() == 0 and left.mask[0, :, 40 // 8:].all()
 
 
 def test_a_planted_query_is_located_and_a_foreign_one_is_not(tmp_path, run):
@@ -224,6 +232,16 @@ def test_what_is_refused(tmp_path, run):
         assert done.stderr.startswith("error: ") and not (tmp_path / "out/answers.csv").exists()
 
 
+def test_a_run_that_is_not_enough_says_what_is_missing(tmp_path, run):
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare/weights.pt").write_bytes((run / "weights.pt").read_bytes())
+    (tmp_path / "old").mkdir()
+    torch.save({"channels": 16, "widths": [32], "img_size": 64, "model": {}}, tmp_path / "old/weights.pt")
+    for name, words in (("bare", "code_Match/calibrate.py --run"), ("old", "a matcher for positions alone")):
+        done = locate(tmp_path / name, "--query", "query.tif", map_file="map.tif", out=tmp_path / "out")
+        assert done.returncode == 2 and words in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
 def rows_of(out):
     with open(out / "answers.csv") as table:
         return list(csv.DictReader(table))
@@ -327,26 +345,60 @@ def test_a_collar_of_a_query_is_not_searched_with(tmp_path, run):
     assert math.hypot(float(row["x"]) - (LEFT + 900), float(row["y"]) - (TOP - 1000)) < 10
 
 
-def test_neighbourhoods_come_first_on_a_large_map(tmp_path, run):
-    """Where retrieval points, the matcher looks, and finds what it finds by looking everywhere."""
-    image = np.tile(ground(64, seed=5), (5, 150, 1))                  # the same ground everywhere, but for one place
-    image[60:260, 1500:1700] = ground(200, seed=6)
+def test_a_map_of_many_windows_is_searched_as_a_whole(tmp_path, run, monkeypatch):
+    """Every place of a query lies in one of the windows, and the answer is that of the map at once."""
+    image = ground(300, seed=5)
+    geo = GeoMap(write_map(tmp_path / "map.tif", image, from_origin(LEFT, TOP, 10, 10)), 10.0, Reader("opt"))
+    network, _ = load_cell_network(run, CPU, nullcontext)
+    whole = MapFeatures(geo, network, run / "weights.pt", None)
+    monkeypatch.setattr("tools.maps.BLOCK", 64)
+    monkeypatch.setattr("tools.maps.AT_ONCE", 1)
+    parted = MapFeatures(geo, network, run / "weights.pt", None)
+    for x, y in ((41, 41), (255, 214)):
+        answers = []
+        for features, area in ((whole, (0, 0, 300, 300)), (parted, (0, 0, 300, 300)), (parted, (0, 30, 299, 297))):
+            search = Search(network, image[y - 40:y + 40, x - 40:x + 40], [0.0], 500.0)
+            for window in windows_of(features, search, SimpleNamespace(pixels=search.query), area):
+                search.look_at(window)
+            answers.append(search.answers()[0])
+        for answer in answers[:3 if y > 70 else 2]:
+            assert math.hypot(answer.x - x, answer.y - y) < 0.5
+        assert answers[0].x == pytest.approx(answers[1].x, abs=0.2)
+
+
+def test_tie_points_are_written_and_the_query_is_warped_by_them(tmp_path, run):
+    """Of a query whose parts are displaced, in a file of its own pixels: points as QGIS takes them, and a map of it."""
+    image = cv2.GaussianBlur(ground(400, seed=3), (0, 0), 1.0)
+    seen, offset = displaced(image, amplitude=6.0)
     file = write_map(tmp_path / "map.tif", image, from_origin(LEFT, TOP, 10, 10))
-    cv2.imwrite(str(tmp_path / "query.png"), image[100:228, 1530:1658][..., ::-1])
-    torch.manual_seed(0)
-    retrieval = PseudoSiamese("resnet18", pooling="grid")
-    (tmp_path / "retrieval").mkdir()
-    torch.save({**retrieval.settings, "img_size": 50, "model": retrieval.state_dict()},
-               tmp_path / "retrieval/weights.pt")
-    done = locate(run, "--query", tmp_path / "query.png", "--resolution", "10", "--retrieval", tmp_path / "retrieval",
-                  map_file=file, out=tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    with open(tmp_path / "out/answers.csv") as table:
-        best = next(csv.DictReader(table))
-    assert math.hypot(float(best["x"]) - (LEFT + 15940), float(best["y"]) - (TOP - 1640)) < 20
-    blocks = list((tmp_path / "out/cache").glob("*/*_*.npz"))
-    assert 0 < len(blocks) < 10, "not all of the map was looked at"
-    assert len(list((tmp_path / "out/cache").glob("*/patches_128_*.npy"))) == 1
+    fine = cv2.resize(seen[60:340, 60:340], (560, 560), interpolation=cv2.INTER_CUBIC)
+    write_map(tmp_path / "sar.tif", fine, from_origin(LEFT + 600, TOP - 600, 5, 5))
+    out = tmp_path / "out"
+    command = ["--query", tmp_path / "sar.tif", "--prior", "own", "--radius", "300", "--tie_points", "36"]
+    done = locate(run, *command, map_file=file, out=out)
+    assert done.returncode == 0 and "tie points kept" in done.stdout, done.stderr
+    lines = (out / "sar.points").read_text().splitlines()
+    assert lines[0].startswith("#CRS: PROJCRS") and lines[1] == "mapX,mapY,sourceX,sourceY,enable,dX,dY,residual"
+    points = np.array([[float(value) for value in line.split(",")] for line in lines[2:]])
+    assert points.shape == (36, 8) and points[:, 4].mean() > 0.7
+    kept = points[points[:, 4] == 1]
+    places = np.column_stack([kept[:, 2], -kept[:, 3]]) / 2 + 60     # px of the displaced image
+    true = places + offset(places)
+    off = np.hypot(kept[:, 0] - LEFT - 10 * true[:, 0], kept[:, 1] - TOP + 10 * true[:, 1]) / 10
+    assert np.median(off) <= 1.5, "px"
+    assert kept[:, 7] == pytest.approx(np.hypot(kept[:, 5], kept[:, 6]), abs=0.01)
+    with open(out / "sar.tie_points.csv") as table:
+        rows = list(csv.DictReader(table))
+    assert len(rows) == 36 and {"east_m", "north_m", "confidence", "kept"} <= rows[0].keys()
+    with rasterio.open(out / "sar.tif") as warped:
+        left, top = (round((warped.transform.c - LEFT) / 10), round((TOP - warped.transform.f) / 10))
+        bands = warped.read([1, 2, 3]).transpose(1, 2, 0)
+    middle = np.s_[40:-40, 40:-40]
+    under = image[top:top + len(bands), left:left + bands.shape[1]][middle].astype(float)
+    straight = seen[top:top + len(bands), left:left + bands.shape[1]][middle]
+    assert np.abs(bands[middle] - under).mean() < 0.6 * np.abs(straight - under).mean(), "warped by the points"
+    again = locate(run, *command, "--top_k", "4", "--fresh", map_file=file, out=out)
+    assert again.returncode == 0 and (out / "sar.points").exists() and not (out / "sar_2.points").exists()
 
 
 def test_what_the_user_puts_beside_the_answers_stays(tmp_path, run):

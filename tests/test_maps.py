@@ -12,7 +12,7 @@ from rasterio.transform import Affine, from_origin
 
 from shared.plumbing.errors import InputError
 from shared.raster import Reader
-from test_matcher import ground
+from test_localization import ground
 from tools.maps import GeoMap
 
 OPT, SAR = Reader("opt"), Reader("sar")

@@ -1,4 +1,4 @@
-"""code_Match as programs: training, killed and gone on with; its table; the tiles that it reads."""
+"""code_Match as programs: halves, calibration, its table; the tiles that it reads; what is refused."""
 import argparse
 import csv
 import json
@@ -9,16 +9,23 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import ROOT, Program, script
+from conftest import ROOT, script
 from shared.lines import Lines
+from shared.localization import Answer
+from shared.model import PseudoSiamese
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import write_rows
+from queries import Query
+from test_localization import ground
 from tiles import load_tiles
-from test_matcher import ground
+from tools.bench import load_script
 from tools.results import write_table
 
-TINY = ["--img_size", "64", "--query", "32", "--batch_size", "2", "--validate", "0.5", "--device", "cpu",
-        "--amp", "off"]
+figures = load_script(ROOT / "code_Match/test.py").figures
+
+TINY = ["--recipe", "cpu", "--input", "both", "--loss", "infonce", "--windows", "--img_size", "64", "--part", "32",
+        "--batch_size", "2", "--epochs", "1"]
+ON_CPU = ["--device", "cpu", "--amp", "off"]
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +62,9 @@ def test_tiles_and_what_is_hidden_of_them(tiled, tmp_path):
     assert train.hidden == [[], [], []] and test.hidden == [[(0, 0, 136, 20)], [(0, 64, 64, 128)]]
     assert np.array_equal(test.opt[0], 255 - test.sar[0]) and train.opt[0].shape == (136, 136, 3)
     kept, held_out = train.hold_out(0.34)
-    assert (len(kept), len(held_out)) == (2, 1) and kept.windows(64, 10).describe().startswith("10 training places")
-    with pytest.raises(InputError, match="smaller"):
-        train.windows(200, 10)
+    assert (kept.names, held_out.names) == (["b", "f"], ["c"])
+    kept, held_out = train.hold_out(0.34, other_half=True)
+    assert (kept.names, held_out.names) == (["c"], ["b", "f"])
     (root / "test_tiles/sar/d.png").write_bytes(b"")
     (root / "test_tiles/sar/e.png").unlink()
     with pytest.raises(InputError, match="(?s)e is not there in both.*d.png") as problems:
@@ -85,68 +92,96 @@ def test_crops_stand_for_tiles_that_are_not_there(demo):
     assert len(tiles) == 12 and tiles.opt[0].shape == (200, 200, 3) and tiles.hidden == [[]] * 12
 
 
-def test_trained_killed_and_gone_on_with(tiled, tmp_path):
-    def command(out):
-        return [str(ROOT / "code_Match/train.py"), "--data_path", str(tiled), "--result_path", str(out), *TINY,
-                "--epochs", "20"]
+@pytest.fixture(scope="module")
+def runs(tiled, tmp_path_factory):
+    """{name: folder}: a run of all tiles, those of two halves of them, and one that differs."""
+    root = tmp_path_factory.mktemp("runs")
+    flags = {"whole": [], "half": ["--validate", "0.5"], "other": ["--validate", "0.5", "--other_half"]}
+    for name, more in flags.items():
+        done = script("code_Con/train.py", "--data_path", tiled, "--result_path", root / name, *TINY, *more, *ON_CPU)
+        assert done.returncode == 0, done.stderr
+    changed = json.loads((root / "other/args.json").read_text())
+    shutil.copytree(root / "other", root / "changed")
+    (root / "changed/args.json").write_text(json.dumps({**changed, "lr": 0.5}))
+    return {name: root / name for name in (*flags, "changed")}
 
-    whole = script(*command(tmp_path / "whole"))
-    assert whole.returncode == 0, whole.stderr
-    Program(*command(tmp_path / "killed")).stop_when((tmp_path / "killed/checkpoint.pt").exists)
-    assert not (tmp_path / "killed/calibration.json").exists(), "killed in the middle"
-    again = script(*command(tmp_path / "killed"))
-    assert again.returncode == 0, again.stderr
-    first, second = (torch.load(tmp_path / name / "weights.pt", weights_only=True)["model"]
-                     for name in ("whole", "killed"))
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    kept = [(tmp_path / name / "calibration.json").read_text() for name in ("whole", "killed")]
-    assert kept[0] == kept[1] and json.loads(kept[0])["metres"] == 10
-    with open(tmp_path / "whole/epochs.csv") as file:
-        losses = [float(row["position"]) for row in csv.DictReader(file)]
-    assert losses[-1] < losses[0]
 
-    # A run whose calibration alone is missing makes that, and nothing else.
-    (tmp_path / "whole/calibration.json").unlink()
-    third = script(*command(tmp_path / "whole"))
-    assert third.returncode == 0 and (tmp_path / "whole/calibration.json").read_text() == kept[0]
-
-    results = tmp_path / "results/tiled"
-    for method in ("matcher", "structure", "ncc", "trust"):
+def test_one_run_halves_of_it_and_the_table(tiled, runs, tmp_path):
+    results, halves = tmp_path / "results/tiled", ["--halves", runs["half"], runs["other"]]
+    command = ["code_Match/calibrate.py", "--run", runs["whole"], *halves, "--queries", "2", "--result_path",
+               results / "match-calibration/seed0", *ON_CPU]
+    done = script(*command)
+    assert done.returncode == 0 and "queries of 4 tiles" in done.stdout, done.stderr
+    kept = json.loads((runs["whole"] / "calibration.json").read_text())
+    assert kept["metres"] == 10 and kept["sides"] == [100] and "is finished" in script(*command).stdout
+    for method, more in (("cells", []), ("voting", []), ("graph", halves), ("ncc", []), ("trust", [])):
         row = results / f"match-{method}/seed0"
-        done = script("code_Match/test.py", "--run", tmp_path / "whole", "--method", method, "--sides", "32",
-                      "--queries", "2", "--result_path", row, "--device", "cpu", "--amp", "off")
+        command = ["code_Match/test.py", "--run", runs["whole"], "--method", method, *more, "--sides", "48",
+                   "--queries", "2", "--result_path", row, *ON_CPU]
+        done = script(*command)
         assert done.returncode == 0, done.stderr
         lines = json.loads((row / "metrics.json").read_text())["lines"]
-        assert lines[0]["side"] == 32 and lines[0]["queries"] == 4
-    runs = {f"match-{method}": [(results / f"match-{method}/seed0",
-                                 json.loads((results / f"match-{method}/seed0/metrics.json").read_text()))] * 2
-            for method in ("matcher", "ncc")}
-    write_table(results, "match", runs)
+        assert lines[0]["side"] == 48 and lines[0]["queries"] == 4
+    assert "is finished" in script(*command).stdout
+    found = {f"match-{method}": [(results / f"match-{method}/seed0",
+                                  json.loads((results / f"match-{method}/seed0/metrics.json").read_text()))] * 2
+             for method in ("cells", "ncc")}
+    write_table(results, "match", found)
     with open(results / "match.csv") as file:
         rows = list(csv.DictReader(file))
-    assert [row["row"] for row in rows] == ["match-matcher"] * 5 + ["match-ncc"]
-    assert {(row["map"], row["rotation"]) for row in rows[:5]} >= {("tile", "unknown"), ("mosaic", "known")}
+    assert [row["row"] for row in rows] == ["match-cells"] * 6 + ["match-ncc"]
+    assert {(row["map"], row["rotation"]) for row in rows[:6]} >= {("tile", "unknown"), ("mosaic", "unknown")}
     for row in rows:
         shares = [float(row[f"within{px}"]) for px in (1, 3, 5, 10, 20)]
         assert shares == sorted(shares) and row["seeds"] == "2" and float(row["seconds"]) >= 0
-    assert "| match-ncc | 2 | 32 | tile | known |" in (results / "match.md").read_text()
-    done = script("tools/report.py", results, "--table", "match", "match-matcher", "match-ncc", "--table",
+        assert float(row["failures"]) == pytest.approx(100 - shares[-1]) and float(row["auc10"]) <= shares[3]
+    assert "| match-ncc | 2 | 48 | tile | known |" in (results / "match.md").read_text()
+    done = script("tools/report.py", results, "--table", "match", "match-cells", "match-ncc", "--table",
                   "match-trust", "match-trust", "--data_path", tiled)
     page = (results / "report.html").read_text()
     assert done.returncode == 0 and "<td>match-ncc</td>" in page and "<th>off_map_located</th>" in page, done.stderr
+    # A run that held tiles out needs no halves.
+    done = script("code_Match/calibrate.py", "--run", runs["half"], "--queries", "1", *ON_CPU)
+    assert done.returncode == 0 and "queries of 2 tiles" in done.stdout, done.stderr
 
 
-def test_what_is_refused(tiled, tmp_path):
+def test_figures_of_the_field():
+    queries = [Query(None, 0, 50.0, 50.0, 0.0)] * 4
+    answers = [Answer(0, 50.0 + off, 50.0, 0.0, 1.0) for off in (0.0, 2.0, 4.0)] + [Answer(1, 50.0, 50.0, 0.0, 1.0)]
+    line = figures(queries, answers, [(np.array([1.0, 0.0]), None)], 10.0)
+    assert [line[f"within{px}"] for px in (1, 3, 5, 10, 20)] == [25, 50, 75, 75, 75] and line["failures"] == 25
+    assert line["right_rmse_px"] == pytest.approx((20 / 3) ** 0.5, abs=0.01) and line["ce90_px"] is None
+    assert line["auc10"] == pytest.approx(100 * (1 + 0.8 + 0.6) / 4) and line["auc3"] == pytest.approx(100 * 4 / 3 / 4,
+                                                                                                       abs=0.01)
+    assert line["corrected1"] == 50 and line["median_m"] == 30
+
+
+def test_what_is_refused(tiled, runs, demo, tmp_path):
+    (tmp_path / "old").mkdir()
+    torch.save({"channels": 16, "widths": [32], "img_size": 64, "model": {}}, tmp_path / "old/weights.pt")
+    torch.save({**PseudoSiamese("resnet18", pooling="grid", stages=1).settings, "img_size": 64,
+                "model": PseudoSiamese("resnet18", pooling="grid", stages=1).state_dict()}, tmp_path / "grid.pt")
+    for folder in ("old", "grid"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "args.json").write_text(json.dumps({"data_path": str(tiled)}))
+    (tmp_path / "grid.pt").rename(tmp_path / "grid/weights.pt")
+    test, calibrate = ["code_Match/test.py", "--run"], ["code_Match/calibrate.py", "--run"]
+    whole, half, other, changed = (runs[name] for name in ("whole", "half", "other", "changed"))
     cases = [
-        (["code_Match/train.py", "--data_path", tiled, "--query", "100"], "--query 100: choose a multiple of 16"),
-        (["code_Match/train.py", "--data_path", tiled, "--validate", "0.25"], "1 tile(s) held out"),
-        (["code_Match/train.py", "--data_path", tiled, "--validate", "0"], "--validate 0: a matcher is calibrated"),
-        (["code_Match/test.py", "--run", tmp_path], "cannot be read"),
-        (["code_Match/test.py", "--run", tmp_path, "--method", "graph"], "starts from retrieval: give --retrieval"),
+        ([*test, tmp_path], "cannot be read"),
+        ([*test, tmp_path / "old"], "is of a matcher for positions alone"),
+        ([*test, tmp_path / "grid"], "has --pooling grid, and positions come of cells"),
+        ([*test, half, "--method", "cells", "--halves", half, other], "leave it out"),
+        ([*test, other, "--method", "trust"], "code_Match/calibrate.py --run"),
+        ([*test, whole, "--validation"], "held no training tiles out"),
+        ([*calibrate, whole], "held no training tiles out"),
+        ([*calibrate, whole, "--halves", half, half], "held 4 tiles out, 2 of them different, of 4"),
+        ([*calibrate, whole, "--halves", half, changed], "not trained as"),
     ]
     for command, words in cases:
-        done = script(*command)
+        done = script(*command, *ON_CPU)
         assert done.returncode == 2 and words in done.stderr and done.stderr.startswith("error: "), done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_an_interrupted_test_goes_on_behind_its_last_line(tmp_path, capsys):

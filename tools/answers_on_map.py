@@ -5,18 +5,20 @@ import io
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import rasterio
 from rasterio.transform import from_origin
 
-from shared.localization import turn
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import append_text, make_folder, write_bytes, write_text
 from shared.raster import SUFFIXES
+from shared.turned import turn
 from tools.figures import CYCLE, SAR, panels, png
 from tools.maps import state_of
 
 COLUMNS = ("query", "rank", "x", "y", "rotation", "scale", "score", "probability", "radius", "status", "reason")
+OF_A_QUERY = (".tif", ".png", ".points", ".tie_points.csv")           # the files that there may be of a query
 JOURNAL, TABLE, SHAPES = "answers.jsonl", "answers.csv", "answers.geojson"
 MOST_SHOWN, SQUARE = 1200, 32                           # px of the picture of a map, and of the checkerboard's squares
 
@@ -111,13 +113,13 @@ class Journal:
         return name
 
     def _is_there(self, name):
-        files = [self.folder / f"{name}{suffix}" for suffix in (".tif", ".png")]
+        files = [self.folder / f"{name}{suffix}" for suffix in OF_A_QUERY]
         return any(file.exists() or file.resolve() in self.inputs for file in files)
 
     def add(self, query, rows, shapes=()):
         """Keep a query's answer."""
         name = self.names[query]
-        files = [f"{name}{suffix}" for suffix in (".tif", ".png") if (self.folder / f"{name}{suffix}").exists()]
+        files = [f"{name}{suffix}" for suffix in OF_A_QUERY if (self.folder / f"{name}{suffix}").exists()]
         line = {"query": query, "name": name, "state": state_of(query), "files": files, "rows": rows,
                 "shapes": [*shapes]}
         is_renewed = query in self.answers
@@ -201,10 +203,15 @@ def line_of(rows):
     return text + (f", 90% within {row['radius']} m" if row["radius"] != "" else "")
 
 
-def warp(query, answer, geo, file):
-    """Write the query, north up on the grid of the map, in the grid's CRS."""
+def warp(query, answer, geo, file, field=None):
+    """Write the query, north up on the grid of the map, in the grid's CRS. field: of its tie points, if there are."""
     views, masks = turn(query.pixels, [answer.rotation], shown=query.shown)
     side = views.shape[1]
+    if field:
+        sources = field.sources(query.pixels.shape, answer, answer.x - side / 2, answer.y - side / 2, side) - 0.5
+        views = cv2.remap(query.pixels, sources, None, cv2.INTER_LINEAR)[None]
+        masks = cv2.remap(query.shown.astype(np.uint8) * 255, sources, None, cv2.INTER_LINEAR)[None] > 254
+    views = views * masks[..., None]
     left, top = geo.transform * (answer.x - side / 2, answer.y - side / 2)
     with rasterio.MemoryFile() as memory:
         with memory.open(driver="GTiff", width=side, height=side, count=4, dtype="uint8", crs=geo.crs.to_wkt(),

@@ -4,58 +4,54 @@
     python tools/locate.py --run results/NAME --map map.tif --query FOLDER --out answers
     python tools/locate.py --run results/NAME --map map.tif --query sar.tif --prior -118.2,34.1 --radius 3000
     python tools/locate.py --run results/NAME --map map.tif --query sar.tif --check
+    python tools/locate.py --run results/NAME --map map.tif --query sar.tif --prior own --radius 500 --tie_points 64
 
---run: a run of code_Match/train.py. The map is whatever GDAL opens that is georeferenced, in any CRS or by control
-points, in any kind of numbers (docs/data.md), read in windows of ground metres; its features are kept in --cache and
-used again. A query is the same, and is then seen north up; or an image without a georeference, with --resolution
-(metres of a pixel on the ground). Rotations are those of the query as it is seen. Several files, folders and globs are
-a list of queries. Writes to --out, as the answers come: answers.csv and answers.jsonl, of each query a picture
-(NAME.png) and, where there is a place, the query warped onto the map (NAME.tif), and at the end answers.geojson. The
-same command again goes on; --fresh starts over. "not on this map" is an answer; "error" is a query that could not be
-read, with the reason, and makes the exit status 2.
+--run: a run of code_Con/train.py with --pooling cells, calibrated by code_Match/calibrate.py. The map is whatever GDAL
+opens that is georeferenced, in any CRS or by control points, in any kind of numbers (docs/data.md), read in windows of
+ground metres; its cells are kept in --cache and used again. A query is the same, and is then seen north up; or an image
+without a georeference, with --resolution (metres of a pixel on the ground). Rotations are those of the query as it is
+seen. Several files, folders and globs are a list of queries. Writes to --out, as the answers come: answers.csv and
+answers.jsonl, of each query a picture (NAME.png) and, where there is a place, the query warped onto the map (NAME.tif),
+and at the end answers.geojson. With --tie_points also where parts of it lie, each by itself (NAME.tie_points.csv, and
+NAME.points for QGIS), by which NAME.tif is then warped. The same command again goes on; --fresh starts over. "not on
+this map" is an answer; "error" is a query that could not be read, with the reason, and makes the exit status 2.
 """
 import argparse
 import hashlib
-import io
 import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image
 from pyproj import CRS
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's root, where shared/ is
 
 from shared import options
 from shared.calibration import load_calibration, texture_of
-from shared.localization import Search, difference_of_angles, rotations_to_try
-from shared.matcher import load_matcher
-from shared.model import load_model
-from shared.neighbourhoods import Patches, corners_of_patches, embed_images, embedding_size, rank_patches
+from shared.cells import load_cell_network
+from shared.localization import Search, rotations_to_try
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import InputError, run_script
-from shared.plumbing.files import write_bytes
+from shared.plumbing.files import write_bytes, write_text
 from shared.raster import PLAIN, open_raster
 from shared.reading import readers_of_run
+from shared.turned import difference_of_angles
 from tools.answers_on_map import Journal, describe, line_of, list_queries, picture, shapes_of, warp
 from tools.maps import GeoMap, MapFeatures, georeference_of
+from tools.tie_points import Field, find_tie_points, part_side, points_text, table_text
 
 ROTATIONS = {"known": 0, "15": 15, "unknown": 180}
 LEAST_SHOWN = 0.5                                       # of a query that must not be nodata
-LEAST_SIDE = 32                                         # px of the matcher's that a query shows at least
+LEAST_SIDE = 32                                         # px of the network's that a query shows at least
 COARSEST = 3.3                                          # so large a pixel: 6 of 10 held-out tiles, none wrongly
 FAR = 500_000                                           # metres from the map beyond which a query has a grid of its own
-LARGE = 4096                                            # px a side from which neighbourhoods come first
-NEIGHBOURHOODS = 20
-CROP, AT_ONCE = 200, 256                                # px of the crops of retrieval; patches embedded at once
 WITH_A_PLACE = ("located", "ambiguous")
 
 
 class Query:
-    """A query at the matcher's resolution: its size from the header, its pixels when read() is called.
+    """A query at the network's resolution: its size from the header, its pixels when read() is called.
 
     width, height: px of `metres` ground metres. own_ratio: metres of its own pixels to that. truth: (x, y) of its
     middle by its own georeference, px of the map's grid, or None. After read(): pixels (h, w, 3) uint8, shown (h, w)
@@ -88,6 +84,13 @@ class Query:
             grid = GeoMap(file, geo.metres, self.reader, "--query", crs=geo.crs)
         return grid
 
+    def own_pixel(self, x, y):
+        """Px of the file, column and row from its upper left corner, of px of the query as it is seen."""
+        if not self.grid:
+            width, height = size_of(self.file)
+            return x * width / self.width, y * height / self.height
+        return self.grid.place.to_pixel(*self.grid.to_map(x, y))
+
     def read(self):
         if self.grid:
             self.pixels, self.shown = self.grid.read(0, 0, self.width, self.height)
@@ -117,7 +120,7 @@ def size_of(file):
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
-    parser.add_argument("--run", required=True, type=Path, help="a finished run of code_Match/train.py")
+    parser.add_argument("--run", required=True, type=Path, help="a finished run of code_Con/train.py, calibrated")
     parser.add_argument("--map", required=True)
     parser.add_argument("--query", required=True, nargs="+", help="files, folders, globs")
     options.add_reading(parser)
@@ -128,9 +131,8 @@ def arguments():
     parser.add_argument("--prior", help="where the query roughly is: X,Y in the map's CRS, or lon,lat, or `own`, "
                                         "its own georeference")
     parser.add_argument("--radius", type=options.above_zero, help="metres about the prior")
-    parser.add_argument("--retrieval", type=Path,
-                        help=f"a run whose embeddings say where to look first on a map of over {LARGE} px a side")
-    parser.add_argument("--exhaustive", action="store_true", help="look everywhere, however large the map")
+    parser.add_argument("--tie_points", type=options.positive, metavar="N",
+                        help="find also where some N parts of a query lie, each by itself, and warp it by them")
     parser.add_argument("--top_k", type=options.positive, default=5, help="answers written")
     parser.add_argument("--check", action="store_true", help="compare with the queries' own georeference")
     parser.add_argument("--cache", type=Path, help="folder that keeps the map's features (default: beside the map)")
@@ -156,21 +158,18 @@ def _with_negative_priors(words):
 
 def locate(args):
     device = choose_device(args.device)
-    precision = autocast(device, args.amp)
-    model, calibration = load_matcher(args.run, device), load_calibration(args.run)
+    network, _ = load_cell_network(args.run, device, autocast(device, args.amp))
+    calibration = load_calibration(args.run)
     readers = readers_of_run(args.run, args, is_own_data=False)
     geo = GeoMap(args.map, float(calibration.metres), readers["opt"])
     check_map(geo)
     files = list_queries(args.query)
     settings = {"run": _hash_of(args.run), "map": geo.identity, "sar_bands": args.sar_bands, "scale": args.scale,
-                **{name: str(getattr(args, name)) for name in ("resolution", "rotation", "prior", "radius", "retrieval",
-                                                               "exhaustive", "top_k", "check")}}
+                **{name: str(getattr(args, name)) for name in
+                   ("resolution", "rotation", "prior", "radius", "tie_points", "top_k", "check")}}
     journal = Journal(args.out, settings, [args.map, *files], args.fresh)
     print(f"map: {geo.look[2]}; {geo.width} x {geo.height} px of {geo.metres:g} m in {geo.crs.name}")
-    features = MapFeatures(geo, model, args.run / "weights.pt", cache_of(args), device, precision)
-    coarse = None
-    if args.retrieval and not args.exhaustive:
-        coarse = Neighbourhoods(args.retrieval, geo, features.folder, device, precision)
+    features = MapFeatures(geo, network, args.run / "weights.pt", cache_of(args))
     failed = 0
     for file in files:
         if journal.has(file):
@@ -180,7 +179,7 @@ def locate(args):
             query = Query(file, args.resolution, geo, readers["sar"])
             area = area_of(query, args.prior, args.radius, geo)
             check_query(query, geo, needs_truth=args.check)
-            rows, shapes = answer(query, name, area, features, coarse, calibration, args)
+            rows, shapes = answer(query, name, area, features, calibration, args)
         except InputError as error:
             rows, shapes = [{"query": name, "rank": 1, "status": "error", "reason": str(error)}], []
             failed += 1
@@ -192,8 +191,8 @@ def locate(args):
         sys.exit(2)
 
 
-def answer(query, name, area, features, coarse, calibration, args):
-    """(rows, shapes) of one query; its picture and GeoTIFF are written to --out."""
+def answer(query, name, area, features, calibration, args):
+    """(rows, shapes) of one query; its picture, GeoTIFF and tie points are written to --out."""
     geo = features.geo
     status = status_of_header(query) or status_of_pixels(query, calibration)
     if query.pixels is not None:
@@ -202,9 +201,9 @@ def answer(query, name, area, features, coarse, calibration, args):
         rows = describe(name, query, [], None, status, None, geo)
         print(line_of(rows), flush=True)
         return rows, []
-    search = Search(features.model, query.pixels, rotations_to_try(ROTATIONS[args.rotation]),
-                    calibration.scale(min(query.pixels.shape[:2])), features.device, features.autocast, query.shown)
-    for window in windows_of(features, coarse, search, query, area, ROTATIONS[args.rotation]):
+    search = Search(features.network, query.pixels, rotations_to_try(ROTATIONS[args.rotation]),
+                    calibration.scale(min(query.pixels.shape[:2])), query.shown)
+    for window in windows_of(features, search, query, area):
         search.look_at(window)
     answers = search.answers()
     status, radius = judge(answers, search, calibration, geo)
@@ -217,9 +216,21 @@ def answer(query, name, area, features, coarse, calibration, args):
     print(text, flush=True)
     if answers:
         if status in WITH_A_PLACE:
-            warp(query, answers[0], geo, args.out / f"{name}.tif")
+            field = tied(query, name, search, answers[0], calibration, geo, args) if args.tie_points else None
+            warp(query, answers[0], geo, args.out / f"{name}.tif", field)
         write_bytes(args.out / f"{name}.png", picture(name, query, answers[:args.top_k], search, geo, area, status))
     return rows, shapes_of(query, answers[:args.top_k], rows, geo)
+
+
+def tied(query, name, search, answer, calibration, geo, args):
+    """The Field of the query's tie points, which are written to --out."""
+    points = find_tie_points(search, answer, args.tie_points, calibration.scale(part_side(search)))
+    write_text(args.out / f"{name}.points", points_text(points, query, answer, geo))
+    write_text(args.out / f"{name}.tie_points.csv", table_text(points, query, answer, geo))
+    lengths = np.hypot(*points.offsets[points.kept].T) * geo.metres
+    median = f", of {np.median(lengths):.1f} m in the median" if len(lengths) else ""
+    print(f"{name}: {points.kept.sum()} of {len(points.kept)} tie points kept{median}")
+    return Field(query.pixels.shape, points)
 
 
 def cache_of(args):
@@ -234,7 +245,7 @@ def _hash_of(run):
 
 
 def check_map(geo):
-    """InputError where the map's pixels, by its header, are too large for the matcher."""
+    """InputError where the map's pixels, by its header, are too large for the network."""
     if geo.own_metres > COARSEST * geo.metres:
         raise InputError(f"--map {geo.file} has pixels of {geo.own_metres:.0f} m, and the run learned from "
                          f"{geo.metres:.0f} m: give a map of at most {COARSEST * geo.metres:.0f} m")
@@ -273,49 +284,10 @@ def area_of(query, prior, radius, geo):
     return max(0, x - reach), max(0, y - reach), min(geo.width, x + reach), min(geo.height, y + reach)
 
 
-class Neighbourhoods:
-    """Retrieval embeddings of a map's patches, kept beside the map's features."""
-
-    def __init__(self, run, geo, folder, device, precision):
-        self.model, self.img_size = load_model(run, device)
-        self.key = _hash_of(run)
-        self.geo, self.folder, self.device, self.precision = geo, folder, device, precision
-
-    def patches(self, side):
-        """The Patches of `side` px, a quarter of that apart."""
-        corners = corners_of_patches(self.geo.height, self.geo.width, side, max(1, side // 4))
-        file = self.folder / f"patches_{side}_{self.key}.npy"
-        if not file.is_file():
-            content = io.BytesIO()
-            np.save(content, self._embed(corners, side).numpy())
-            write_bytes(file, content.getbuffer())
-        embeddings = torch.from_numpy(np.load(file, allow_pickle=False))
-        return Patches(corners[:, ::-1] + side / 2, np.zeros(len(corners), int), embeddings, side)
-
-    def _embed(self, corners, side):
-        size = embedding_size(side, self.img_size, CROP)
-        embeddings = []
-        for portion in tqdm(np.array_split(corners, -(-len(corners) // AT_ONCE)), desc="patches", disable=None):
-            images = [self.geo.read(int(left), int(top), side, side)[0] for top, left in portion]
-            embeddings.append(embed_images(self.model, images, "opt", size, self.device, self.precision))
-        return torch.cat(embeddings)
-
-
-def windows_of(features, coarse, search, query, area, within):
+def windows_of(features, search, query, area):
     """The windows of the map that are looked at."""
-    side = search.features.shape[-1] * search.cell
-    side = max(side, int(np.ceil(1.5 * max(query.pixels.shape[:2]))))
-    is_large = max(area[2] - area[0], area[3] - area[1]) > LARGE
-    if not (coarse and is_large):
-        yield from features.windows(side, area)
-        return
-    square = min(query.pixels.shape[:2])
-    patches = coarse.patches(square)
-    size = embedding_size(square, coarse.img_size, CROP)
-    middle = query.pixels[:square, :square]
-    scores, _, _ = rank_patches(coarse.model, middle, patches, within, size, coarse.device, coarse.precision)
-    for x, y in patches.centres[np.argsort(-scores)[:NEIGHBOURHOODS]]:
-        yield features.window(x - side, y - side, 2 * side, 2 * side)
+    side = max(max(seen.size) * search.cell for seen in search.seen)
+    yield from features.windows(max(side, int(np.ceil(1.5 * max(query.pixels.shape[:2])))), area)
 
 
 def status_of_header(query):

@@ -23,15 +23,16 @@ from rasterio.warp import reproject
 from rasterio.windows import Window
 from tqdm import tqdm
 
-from shared.localization import Map, map_features
-from shared.matcher import GRAIN, HALO, STRIDE
+from shared.localization import Map, map_of
 from shared.nodata import undeclared_nodata, without_specks
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import make_folder, write_bytes, write_text
 from shared.raster import as_numbers, name_of, open_bands, palette_of, read_window, reason_of
 
 BLOCK = 1024                                            # px a side that are read and embedded at once
-IN_MEMORY = 32                                          # blocks of 4 MiB, where they are not kept beside the map
+HALO = 64                                               # px beyond which nothing has a say in a cell of three stages
+AT_ONCE = 4                                             # blocks a side that are searched at once
+IN_MEMORY = 256                                         # blocks of 512 KiB, where they are not kept beside the map
 OVERVIEW = 1000                                         # px a side of what tones and nodata are measured on
 SCALE_ERROR = 0.005                                     # up to which a projection's metres are taken for ground metres
 WIDE = 3.0                                              # degrees on each side of its middle that a UTM zone serves
@@ -58,6 +59,14 @@ class Georeference:
             with GCPTransformer(self.gcps) as transformer:
                 return np.array(transformer.xy(rows, columns, offset="ul"))
         return np.array(self.transform * (columns, rows))
+
+    def to_pixel(self, x, y):
+        """(column, row) px of a place in the file's own CRS, as to_crs counts them."""
+        if self.gcps:
+            with GCPTransformer(self.gcps) as transformer:
+                row, column = transformer.rowcol(x - self.meridian, y, op=float)
+            return float(column), float(row)
+        return ~self.transform * (x - self.meridian, y)
 
     @property
     def outline(self):
@@ -314,14 +323,13 @@ def state_of(file):
 # Features of a map ---------------------------------------------------------------------------------------------------
 
 class MapFeatures:
-    """The matcher's features of a GeoMap, a block at a time, kept beside it where a folder is given.
+    """The cells of a GeoMap, a block at a time, float16, kept beside it where a folder is given.
 
-    Kept as bytes: a component of a unit vector, -1 to 1, becomes -127 to 127.
+    network: a CellNetwork. weights: the file of its weights.
     """
 
-    def __init__(self, geo, model, weights, folder, device, autocast):
-        self.geo, self.model, self.device, self.autocast = geo, model, device, autocast
-        self.rows, self.columns = -(-geo.height // BLOCK), -(-geo.width // BLOCK)
+    def __init__(self, geo, network, weights, folder):
+        self.geo, self.network, self.cell = geo, network, network.cell
         key = json.dumps([geo.identity, hashlib.sha256(Path(weights).read_bytes()).hexdigest()])
         self.folder = None
         if folder:
@@ -331,13 +339,13 @@ class MapFeatures:
         self.in_memory = {}
 
     def block(self, row, column):
-        """The int8 features (C, h, w) and the mask (1, h, w) of a block."""
+        """The cells (C, h, w), float16, and the mask (1, h, w), bool, of a block."""
         name = f"{row}_{column}"
         file = self.folder and self.folder / f"{name}.npz"
         if file and file.is_file():
             try:
                 with np.load(file, allow_pickle=False) as kept:
-                    return kept["features"], kept["mask"]
+                    return kept["cells"], kept["mask"]
             except (BadZipFile, ValueError, EOFError, KeyError):
                 file.unlink()                           # damaged: made again
         if name in self.in_memory:
@@ -348,14 +356,13 @@ class MapFeatures:
         upper, first = max(0, top - HALO), max(0, left - HALO)
         image, shown = self.geo.read(first, upper, min(self.geo.width, right + HALO) - first,
                                      min(self.geo.height, bottom + HALO) - upper)
-        whole = map_features(self.model, image, self.device, self.autocast, shown)
-        rows = slice((top - upper) // STRIDE, -(-(bottom - upper) // STRIDE))
-        columns = slice((left - first) // STRIDE, -(-(right - first) // STRIDE))
-        features = (whole.features[:, rows, columns] * 127).round().to(torch.int8).cpu().numpy()
-        block = features, whole.mask[:, rows, columns].bool().cpu().numpy()
+        whole = map_of(self.network, image, shown)
+        rows = slice((top - upper) // self.cell, -(-(bottom - upper) // self.cell))
+        columns = slice((left - first) // self.cell, -(-(right - first) // self.cell))
+        block = whole.cells[:, rows, columns].half().cpu().numpy(), whole.mask[:, rows, columns].bool().cpu().numpy()
         if file:
             content = io.BytesIO()
-            np.savez(content, features=block[0], mask=block[1])
+            np.savez(content, cells=block[0], mask=block[1])
             write_bytes(file, content.getbuffer())
         else:
             self.in_memory[name] = block
@@ -363,24 +370,33 @@ class MapFeatures:
                 self.in_memory.pop(next(iter(self.in_memory)))
         return block
 
-    def window(self, left, top, width, height):
-        """The Map of a window of the grid, cut at the grid's edges and begun at a multiple of GRAIN px."""
-        left, top = (max(0, int(edge) // GRAIN * GRAIN) for edge in (left, top))
-        right, bottom = min(self.geo.width, left + int(width)), min(self.geo.height, top + int(height))
+    def window(self, left, top, right, bottom):
+        """The Map of a window of the grid, cut at the grid's edges, its own at multiples of a cell that hold it."""
+        left, top = (max(0, int(edge) // self.cell * self.cell) for edge in (left, top))
+        right, bottom = (min(size, int(np.ceil(edge / self.cell)) * self.cell)
+                         for size, edge in ((self.geo.width, right), (self.geo.height, bottom)))
         rows = []
         for row in range(top // BLOCK, -(-bottom // BLOCK)):
-            blocks = [self.block(row, column) for column in range(left // BLOCK, -(-right // BLOCK))]
+            blocks = [self._part_of_block(row, column, left, top, right, bottom)
+                      for column in range(left // BLOCK, -(-right // BLOCK))]
             rows.append([np.concatenate(parts, 2) for parts in zip(*blocks)])
-        features, mask = (np.concatenate(parts, 1) for parts in zip(*rows))
-        down, across = (top % BLOCK) // STRIDE, (left % BLOCK) // STRIDE
-        cells = np.s_[:, down:down + -(-(bottom - top) // STRIDE), across:across + -(-(right - left) // STRIDE)]
-        features = torch.from_numpy(features[cells].astype(np.float32) / 127).to(self.device)
-        return Map(features, torch.from_numpy(mask[cells].astype(np.float32)).to(self.device), (left, top))
+        cells, mask = (np.concatenate(parts, 1) for parts in zip(*rows))
+        device = self.network.device
+        return Map(torch.from_numpy(cells).to(device).float(), torch.from_numpy(mask).to(device).float(), self.cell,
+                   (left, top))
+
+    def _part_of_block(self, row, column, left, top, right, bottom):
+        """What of a block lies within a window."""
+        cells, mask = self.block(row, column)
+        upper, first = row * BLOCK, column * BLOCK
+        inside = np.s_[:, max(0, top - upper) // self.cell:-(-(bottom - upper) // self.cell),
+                       max(0, left - first) // self.cell:-(-(right - first) // self.cell)]
+        return cells[inside], mask[inside]
 
     def windows(self, side, area):
         """Windows that together hold every place of a query of `side` px in area (left, top, right, bottom)."""
         left, top, right, bottom = area
-        step = max(BLOCK, side)
+        step = max(AT_ONCE * BLOCK, side)
         corners = [(x, y) for y in np.arange(top, bottom, step) for x in np.arange(left, right, step)]
         for x, y in tqdm(corners, desc="map", leave=False, disable=None):
-            yield self.window(x, y, min(step + side, right - x) + GRAIN, min(step + side, bottom - y) + GRAIN)
+            yield self.window(x, y, min(x + step + side, right), min(y + step + side, bottom))
