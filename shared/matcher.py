@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from shared.model import IMAGENET_MEAN, IMAGENET_STD, require_run
+from shared.backbones import IMAGENET_MEAN, IMAGENET_STD
+from shared.model import require_run
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import load_tensors
 
