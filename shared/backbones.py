@@ -161,7 +161,8 @@ def _staged_timm(arch, channels):
     if len(maps) != LEVELS + 1 or not all(map(_are_alike, maps[1:], wanted)):
         raise InputError(f"--arch {arch}: its levels are not B x C x H x W maps of which one is made of the other, "
                          "so that it has no stages: choose another network")
-    for name in dict(network.named_children()).keys() - {path.partition(".")[0] for path in chain}:
+    kept = list(chain)[:list(chain).index(ends[-1]) + 1]
+    for name in dict(network.named_children()).keys() - {path.partition(".")[0] for path in kept}:
         delattr(network, name)                                        # the head
     published = network.pretrained_cfg
     return Staged(network, stages, [stage.shape[1] for stage in maps], published["mean"], published["std"])
