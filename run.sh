@@ -38,6 +38,7 @@ SEEDS=${SEEDS:-0}
 # trains from scratch on a CPU in minutes; each train.py's --help tells what that is.
 PROFILE= SAMPLE= LONGER= MATCH= SIDES= GENTLY= SOFTLY= SLOWLY= FEW= SOON= PART=
 BOTH="--input both --loss infonce --left_out 0.33 --toned 0.33"
+LITE="--arch timm:tf_efficientnet_lite0 --init lite0"
 if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
   PROFILE="--recipe cpu"
   PART="--part 64"                      # of larger images alone; cells do not know an image's size
@@ -142,6 +143,20 @@ row san-self                      code_SAN --draw self
 row san-triplet                   code_SAN --decoder_triplet
 row san-first                     code_SAN --reconstruction_only
 row san-pg                        code_SAN --init @san-first --decoder @san-first $GENTLY
+
+# From ImageNet, where the author starts, also on a machine that can download nothing but packages: docs/pretrained.md.
+table pretrained
+row structure                            code_Structure/test.py
+row lite0-triplet                        code $LITE
+row lite0-triplet+exchange               code_Aux --channel_exchange $LITE
+row lite0-triplet+exchange+guided        code_Aux --channel_exchange --guided_filter $LITE
+row lite0-triplet+adv                    code_Adv $LITE
+row lite0-triplet+adv+exchange           code_Adv --channel_exchange $LITE
+row lite0-triplet+adv+exchange+guided    code_Adv --channel_exchange --guided_filter $LITE
+row lite0-triplet+adv+exchange-normalize code_Adv --channel_exchange --no_normalize $LITE
+row lite0-sharing-3                      code_Adv --channel_exchange --specify_num 3 $LITE
+row lite0-sharing-5                      code_Adv --channel_exchange --specify_num 5 $LITE
+row lite0-contrastive                    code_Con $MANY $LONGER $LITE
 
 # A region without pairs: the source's pairs, and the target's images. Every way starts from the source's network.
 table regions
