@@ -58,7 +58,7 @@ class PseudoSiamese(nn.Module):
                          "normalize": normalize, "pooling": pooling, "layer4_stride": layer4_stride, "stages": stages,
                          "input": input}
         backbone = build_backbone(arch, max(kind.stop for kind in INPUTS[input].values()))
-        if layer4_stride == 1:
+        if layer4_stride == 1 and stages == 5:
             keep_resolution(arch, backbone)
         kept, channels = backbone.stages[:stages], backbone.channels[stages - 1]
         self.opt_stages = nn.ModuleList(kept[:specify_num])
