@@ -36,8 +36,9 @@ SEEDS=${SEEDS:-0}
 # The profile -----------------------------------------------------------------------------------------------
 # With CUDA the recipe that is every flag's default: ResNet50 from ImageNet weights, 200 px, 60 epochs. Without, what
 # trains from scratch on a CPU in minutes; each train.py's --help tells what that is.
-PROFILE= SAMPLE= LONGER= SIDES= SURE= GENTLY= SOFTLY= SLOWLY= FEW= SOON= PART=
+PROFILE= SAMPLE= LONGER= SIDES= SURE= GENTLY= SOFTLY= SLOWLY= FEW= SOON= PART= BRIEF=
 BOTH="--input both --pooling cells --stages 3 --loss infonce --left_out 0.33 --toned 0.33"
+LITE="--arch timm:tf_efficientnet_lite0 --init lite0"
 if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
   PROFILE="--recipe cpu"
   PART="--part 64"                      # of larger images alone; cells do not know an image's size
@@ -47,6 +48,7 @@ if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; 
     LONGER="--epochs 12"                # contrastive learning begins slowly, and its steps are the cheapest
     SIDES="--sides 100 --queries 1 --tiles 8" SURE="--queries 1"
     FEW="--target_images 8" SOON="--neighbours_from 2"
+    BRIEF="--layer4_stride 2 --epochs 2"
   else
     BOTH+=" --img_size 200 --part 64 --epochs 100"
   fi
@@ -142,6 +144,20 @@ row san-self                      code_SAN --draw self
 row san-triplet                   code_SAN --decoder_triplet
 row san-first                     code_SAN --reconstruction_only
 row san-pg                        code_SAN --init @san-first --decoder @san-first $GENTLY
+
+# From ImageNet, where the author starts, also on a machine that can download nothing but packages: docs/pretrained.md.
+table pretrained
+row structure                            code_Structure/test.py
+row lite0-triplet                        code $LITE $BRIEF
+row lite0-triplet+exchange               code_Aux --channel_exchange $LITE $BRIEF
+row lite0-triplet+exchange+guided        code_Aux --channel_exchange --guided_filter $LITE $BRIEF
+row lite0-triplet+adv                    code_Adv $LITE $BRIEF
+row lite0-triplet+adv+exchange           code_Adv --channel_exchange $LITE $BRIEF
+row lite0-triplet+adv+exchange+guided    code_Adv --channel_exchange --guided_filter $LITE $BRIEF
+row lite0-triplet+adv+exchange-normalize code_Adv --channel_exchange --no_normalize $LITE $BRIEF
+row lite0-sharing-3                      code_Adv --channel_exchange --specify_num 3 $LITE $BRIEF
+row lite0-sharing-5                      code_Adv --channel_exchange --specify_num 5 $LITE $BRIEF
+row lite0-contrastive                    code_Con $MANY $LONGER $LITE $BRIEF
 
 # A region without pairs: the source's pairs, and the target's images. Every way starts from the source's network.
 table regions

@@ -7,7 +7,7 @@ from shared.finished_run import read_settings
 from shared.plumbing.errors import InputError
 from tiles import Tiles
 
-THE_SPLIT = ("validate", "other_half", "data", "data_path")
+THE_SPLIT = ("validate", "other_half", "data", "data_path", "data_set")
 # Half of the tiles have half of the steps an epoch.
 HOW_LONG = ("epochs", "eval_every", "seed")
 
@@ -60,7 +60,8 @@ def _check_halves(run, halves, settings):
             (halves[0], settings[0], run, read_settings(run), THE_SPLIT + HOW_LONG)):
         differing = [f"{name} {others.get(name)} there, {its.get(name)} here" for name in sorted(its | others)
                      if name not in but and its.get(name) != others.get(name)]
-        if its.get("data", {}).get("train") != others.get("data", {}).get("train"):
+        # A run of before it noted what images it learned from is taken for one of the same.
+        if "data" in its and "data" in others and its["data"].get("train") != others["data"].get("train"):
             differing.append("other training images")
         if differing:
             raise InputError(f"--halves: {folder} was not trained as {other} was ({'; '.join(differing)}): give runs "

@@ -1,20 +1,20 @@
-"""The pseudo-siamese ResNet: the first stages once for each modality, the rest shared."""
+"""The pseudo-siamese network: the first stages of a backbone once for each modality, the rest shared."""
 import copy
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision import models
 
+from shared.backbones import PACKAGES, TIMM, build_backbone, keep_resolution, published_weights
 from shared.plumbing import distributed
+from shared.plumbing.depthwise import use_float32_depthwise
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import load_tensors
 from shared.plumbing.small_maps import use_small_map_convolutions
 from shared.structure import ORIENTATIONS, structure
 
-# --input: which channels of conv1 see what.
+# --input: which channels of the first convolution see what.
 INPUTS = {
     "rgb": {"image": slice(0, 3)},
     "structure": {"structure": slice(0, ORIENTATIONS)},
@@ -24,30 +24,16 @@ POOLINGS = ("max", "avg", "grid", "cells")
 GRID = 3
 CELL_DIM = 16
 WRAPPERS = ("state_dict", "model")                      # of a checkpoint: what a state dict lies under
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """A torchvision network with a ResNet's stages. build: makes it. imagenet: its weights."""
-    build: object
-    imagenet: object
-
-
-# --arch: a new one is one line here.
-BACKBONES = {
-    "resnet18": Backbone(models.resnet18, models.ResNet18_Weights.IMAGENET1K_V1),
-    "resnet34": Backbone(models.resnet34, models.ResNet34_Weights.IMAGENET1K_V1),
-    "resnet50": Backbone(models.resnet50, models.ResNet50_Weights.IMAGENET1K_V1),
-}
 
 
 class PseudoSiamese(nn.Module):
-    """A ResNet in five stages, of which the first `specify_num` exist once for each modality.
+    """A backbone in five stages, of which the first `specify_num` exist once for each modality.
 
-    arch: one of BACKBONES. specify_num: 0 (all shared) to `stages` (nothing but the embedding is shared). normalize:
-    subtract ImageNet's mean and divide by its standard deviation first. Both copies of a stage start from the same
-    weights. layer4_stride: 1 keeps its resolution, 2 is torchvision's. stages: how many there are, 1 to 5.
+    arch: as shared/backbones.py has them, a ResNet or one of timm's. specify_num: 0 (all shared) to `stages` (nothing
+    but the embedding is shared). normalize: subtract the mean and divide by the standard deviation with which the
+    backbone's published weights were trained, a ResNet's on ImageNet. Both copies of a stage start from the same
+    weights. layer4_stride: of the last stage; 1 keeps its resolution, 2 is the network's. stages: how many there are, 1
+    to 5.
     pooling: what makes the POOL5 vector of the last stage's maps, and what the embedding sees. max and avg: over the
     whole image. grid: the average in each cell of a 3 x 3 grid, one after the other, then the maximum of the whole, so
     that the vector knows where things are: both images of a pair show the same ground, and the layout is a part of what
@@ -60,8 +46,6 @@ class PseudoSiamese(nn.Module):
     def __init__(self, arch="resnet50", specify_num=0, embedding_dim=512, normalize=True, pooling="max",
                  layer4_stride=1, stages=5, input="rgb"):
         super().__init__()
-        if arch not in BACKBONES:
-            raise ValueError(f"arch {arch!r}: choose one of {', '.join(BACKBONES)}")
         if not 1 <= stages <= 5:
             raise ValueError(f"stages {stages}: choose 1 to 5")
         if not 0 <= specify_num <= stages:
@@ -73,23 +57,20 @@ class PseudoSiamese(nn.Module):
         self.settings = {"arch": arch, "specify_num": specify_num, "embedding_dim": embedding_dim,
                          "normalize": normalize, "pooling": pooling, "layer4_stride": layer4_stride, "stages": stages,
                          "input": input}
-        resnet = BACKBONES[arch].build(weights=None)
-        if input != "rgb":
-            resnet.conv1 = _first_convolution(resnet.conv1, input)
-        if layer4_stride == 1:
-            _keep_resolution(resnet.layer4)
-        kept = _stages(resnet)[:stages]
+        backbone = build_backbone(arch, max(kind.stop for kind in INPUTS[input].values()))
+        if layer4_stride == 1 and stages == 5:
+            keep_resolution(arch, backbone)
+        kept, channels = backbone.stages[:stages], backbone.channels[stages - 1]
         self.opt_stages = nn.ModuleList(kept[:specify_num])
         self.sar_stages = copy.deepcopy(self.opt_stages)
         self.shared_stages = nn.ModuleList(kept[specify_num:])
-        channels = _channels(kept[-1])
         self.pool5_dim = channels * {"grid": GRID ** 2 + 1, "cells": GRID ** 2}.get(pooling, 1)
         if pooling == "cells":
             self.embedding = nn.Sequential(nn.Conv2d(channels, CELL_DIM, 1, bias=False), nn.BatchNorm2d(CELL_DIM))
         else:
             self.embedding = nn.Sequential(nn.Linear(self.pool5_dim, embedding_dim, bias=False),
                                            nn.BatchNorm1d(embedding_dim))
-        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if normalize else ((0.0,) * 3, (1.0,) * 3)
+        mean, std = (backbone.mean, backbone.std) if normalize else ((0.0,) * 3, (1.0,) * 3)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
@@ -137,7 +118,7 @@ class PseudoSiamese(nn.Module):
         return maps
 
     def _input(self, images):
-        """What conv1 sees of images (B, 3, H, W), or (B, 6, H, W) where they are shown otherwise than they are."""
+        """What the first convolution sees of images (B, 3, H, W), or of (B, 6, H, W): shown otherwise than they are."""
         kinds, channels = INPUTS[self.settings["input"]], []
         if "structure" in kinds:
             channels.append(structure(images[:, :3]))
@@ -181,6 +162,7 @@ def load_model(folder, device):
 
 def _onto(model, device):
     use_small_map_convolutions(model)
+    use_float32_depthwise(model)
     return model.to(device, memory_format=torch.channels_last)
 
 
@@ -220,6 +202,8 @@ def _read_run(folder, flag):
         model = PseudoSiamese(**saved)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{file} is not what a run writes ({error!r})")
+    except InputError as error:
+        raise InputError(f"{file}: {error}")
     try:
         model.load_state_dict(state)
     except (RuntimeError, TypeError):
@@ -228,38 +212,32 @@ def _read_run(folder, flag):
 
 
 def initialize(model, init):
-    """Fill the backbone: `imagenet`, `none`, the folder of a finished run, or the file of a torchvision state dict.
+    """Fill the backbone: `imagenet`, a name of PACKAGES, `none`, a finished run's folder, or the file of a state dict.
 
-    A run gives its stages, each modality's to the same modality, and not its embedding. A state dict is read with
-    weights_only=True, also from inside a checkpoint (WRAPPERS) and from under a prefix (module., _orig_mod., backbone.,
-    encoder. ...), which is said; what is not the backbone's (fc.*, a head) is left out, and both copies of a stage are
-    filled alike. Of conv1 the channels are filled that both inputs have (INPUTS); others, as structure's from ImageNet,
-    start fresh.
+    imagenet: the weights that torchvision or timm publishes. PACKAGES (shared/backbones.py): those that pip brings.
+    A run gives its stages, each modality's to the same modality, and not its embedding. A state dict, by torchvision's
+    or timm's names, is read with weights_only=True, also from inside a checkpoint (WRAPPERS) and from under a prefix
+    (module., _orig_mod., backbone., encoder. ...), which is said; what is not the backbone's (fc.*, a head) is left
+    out, and both copies of a stage are filled alike. Of the first convolution the channels are filled that both inputs
+    have (INPUTS); others, as structure's from ImageNet, start fresh.
     Raises InputError where the weights cannot be had or belong to another architecture.
     """
     if init == "none":
         return
-    if init != "imagenet" and Path(init).is_dir():
+    arch, is_published = model.settings["arch"], init == "imagenet" or init in PACKAGES
+    if not is_published and Path(init).is_dir():
         _initialize_from_run(model, Path(init))
         return
-    arch = model.settings["arch"]
-    if init == "imagenet":
-        try:
-            state = BACKBONES[arch].imagenet.get_state_dict(progress=False, check_hash=True)
-        except (OSError, RuntimeError) as error:
-            raise InputError(f"the ImageNet weights of {arch} could not be downloaded ({error}): use --init none to "
-                             "train from scratch, or --init FILE with a state dict that you have")
-    else:
-        state = load_tensors(init, "--init")
-    resnet = BACKBONES[arch].build(weights=None)
-    resnet.fc = nn.Identity()
+    state = published_weights(arch, init) if is_published else load_tensors(init, "--init")
+    backbone = build_backbone(arch)
     try:
-        resnet.load_state_dict(_backbone_of(state, resnet, init))
+        backbone.network.load_state_dict(_backbone_of(state, backbone.network, init))
     except RuntimeError:
-        raise InputError(f"--init {init} does not hold the weights of a torchvision {arch}: "
+        maker = "" if arch.startswith(TIMM) else "a torchvision "
+        raise InputError(f"--init {init} does not hold the weights of {maker}{arch}: "
                          "give the --arch it was made with")
     for modality in ("opt", "sar"):
-        _copy_stages(_stages(resnet), model.stages_of(modality), "rgb", model.settings["input"])
+        _copy_stages(backbone.stages, model.stages_of(modality), "rgb", model.settings["input"])
 
 
 def _backbone_of(state, network, init):
@@ -321,37 +299,19 @@ def _copy_stages(source, target, source_input, target_input):
     for number, (theirs, ours) in enumerate(zip(source, target)):
         state = theirs.state_dict()
         if number == 0 and source_input != target_input:
-            state["0.weight"] = _between_inputs(state["0.weight"], ours[0].weight, source_input, target_input)
+            name, first = _first_convolution(ours)
+            state[name] = _between_inputs(state[name], first, source_input, target_input)
         ours.load_state_dict(state)
 
 
+def _first_convolution(stem):
+    """The name and the weights of what sees the image."""
+    return next((name, weights) for name, weights in stem.named_parameters() if weights.ndim == 4)
+
+
 def _between_inputs(source, target, source_input, target_input):
-    """The weights of one conv1, with another's where both see the same. Both (64, C, 7, 7)."""
+    """The weights of one first convolution, with another's where both see the same. Both (64, C, 7, 7) of a ResNet."""
     weights = target.detach().clone()
     for kind in INPUTS[source_input].keys() & INPUTS[target_input].keys():
         weights[:, INPUTS[target_input][kind]] = source[:, INPUTS[source_input][kind]]
     return weights
-
-
-def _first_convolution(conv1, input):
-    """A conv1 as torchvision makes and fills it, for the channels of an input."""
-    channels = max(kind.stop for kind in INPUTS[input].values())
-    conv = nn.Conv2d(channels, conv1.out_channels, 7, stride=2, padding=3, bias=False)
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    return conv
-
-
-def _stages(resnet):
-    first = nn.Sequential(resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool)
-    return [first, resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4]
-
-
-def _channels(stage):
-    """Channels of the maps that a stage ends in."""
-    return [module.num_features for module in stage.modules() if isinstance(module, nn.BatchNorm2d)][-1]
-
-
-def _keep_resolution(layer):
-    for module in layer.modules():
-        if isinstance(module, nn.Conv2d):
-            module.stride = (1, 1)

@@ -6,9 +6,11 @@ import argparse
 import math
 from pathlib import Path
 
+from shared.backbones import BACKBONES, PACKAGES, TIMM, check_arch
 from shared.filters import FILTERS
-from shared.model import BACKBONES, INPUTS, POOLINGS
+from shared.model import INPUTS, POOLINGS
 from shared.plumbing.device import AMPS
+from shared.plumbing.errors import InputError
 from shared.plumbing.image_store import STORES
 from shared.tones import SCALES
 from shared.views import VIEWS
@@ -145,24 +147,26 @@ def add_target_region(group):
 
 
 def add_model(parser):
-    """The flags of a pseudo-siamese ResNet: what build_model reads."""
+    """The flags of a pseudo-siamese network: what build_model reads."""
     group = parser.add_argument_group("model")
-    group.add_argument("--no_normalize", action="store_true", help="leave out ImageNet's mean and standard deviation")
-    group.add_argument("--arch", choices=tuple(BACKBONES), default="resnet50")
+    group.add_argument("--no_normalize", action="store_true",
+                       help="leave out the mean and standard deviation that go with the published weights, ImageNet's")
+    group.add_argument("--arch", type=architecture, default="resnet50",
+                       help=f"{', '.join(BACKBONES)}, or {TIMM}NAME, a network of timm (docs/pretrained.md)")
     group.add_argument("--input", choices=tuple(INPUTS), default="rgb",
                        help="what the network sees: the image, oriented gradients of it (shared/structure.py), or both")
     group.add_argument("--init", default="imagenet",
-                       help="the backbone's weights: imagenet, none, the folder of a finished run, or the file of a "
-                            "torchvision state dict")
+                       help="the backbone's weights: imagenet, none, the folder of a finished run, the file of a state "
+                            f"dict, or what a package holds ({', '.join(PACKAGES)}: docs/pretrained.md)")
     group.add_argument("--specify_num", type=int, choices=range(6), default=0,
                        help="how many of the stages exist once for each modality")
     group.add_argument("--stages", type=int, choices=range(1, 6), default=5,
-                       help="how many of ResNet's five stages there are: fewer see less far, and keep a finer grid")
+                       help="how many of the five stages there are: fewer see less far, and keep a finer grid")
     group.add_argument("--pooling", choices=POOLINGS, default="max",
                        help="of the last stage's maps: max or average of the whole image; averages in a 3 x 3 grid "
                             "and the max; or none, and an embedding of each cell by itself")
     group.add_argument("--layer4_stride", type=int, choices=(1, 2), default=1,
-                       help="1 keeps the resolution, 2 is torchvision's")
+                       help="of the last stage: 1 keeps the resolution, 2 is the network's own")
 
 
 def add_recipe(parser):
@@ -281,6 +285,15 @@ def as_flags(settings):
 
 
 # Types of flags: what argparse calls with the text, and whose ArgumentTypeError it prints.
+
+def architecture(text):
+    """A network that shared/backbones.py has."""
+    try:
+        check_arch(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error))
+    return text
+
 
 def positive(text):
     """A whole number from 1."""

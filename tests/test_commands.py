@@ -141,7 +141,7 @@ def test_most_of_what_is_printed_is_found():
 @pytest.mark.parametrize("text, words", [
     ("```\npython code/train.py --data_path D --learning_rate 1\n```", "unrecognized arguments: --learning_rate"),
     ("```\nB=\"--data_path D --epoch 1\"\npython code/train.py $B   words said of it\n```", "arguments: --epoch 1"),
-    ("```\npython code/train.py --data_path D \\\n  --arch resnet19\n```", "invalid choice: 'resnet19'"),
+    ("```\npython code/train.py --data_path D \\\n  --arch resnet19\n```", "resnet19: choose one of resnet18"),
     ("Say `python code/test.py --run\nR --arch x`.", "unrecognized arguments: --arch"),
     ("```\npython code/test.py [--data_path D]\n```", "required: --run"),
     ("```\nfor rate in 1 x; do\n  torchrun --nproc_per_node=2 code/train.py --data_path D --lr $rate\ndone\n```",

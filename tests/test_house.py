@@ -9,9 +9,10 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from conftest import METHODS, ROOT, SMALL, script
 from shared import layouts, options
+from shared.backbones import BACKBONES, Backbone
 from shared.dataset import load_splits
 from shared.layouts import Layout, find_data, layout_of
-from shared.model import BACKBONES, Backbone, PseudoSiamese, initialize
+from shared.model import PseudoSiamese, initialize
 from test_dataset import make_data
 from tools.bench import load_script
 

@@ -52,3 +52,13 @@ def test_the_exchange_keeps_parameters_and_leaves_other_convolutions():
     use_small_map_convolutions(layer)
     assert isinstance(layer[0], SmallMapConv2d) and type(layer[1]) is nn.Conv2d
     assert all(torch.equal(before[name], value) for name, value in layer.state_dict().items()) and len(before) == 2
+
+
+def test_a_convolution_of_another_kind_is_left_alone():
+    class Standardised(nn.Conv2d):
+        def forward(self, x):
+            return F.conv2d(x, self.weight - self.weight.mean(), padding=1)
+
+    layer = nn.Sequential(Standardised(4, 4, 3, padding=1, bias=False))
+    use_small_map_convolutions(layer)
+    assert type(layer[0]) is Standardised

@@ -9,6 +9,8 @@
 4  evaluation against a matrix product and a sort, and against a chunked matrix product for a gallery of a million
 5  how the time of a step grows with batch size, image size and specify_num (no bound)
 6  a training step of code_Con that sees structure beside the image (--input both) against one that does not
+7  a training step of a network of depthwise convolutions against the same in float32, in bf16 throughout, and in memory
+   that is not channels_last; fewer stages against all five (no bound)
 """
 import argparse
 import contextlib
@@ -32,6 +34,7 @@ from shared import options
 from shared.evaluate import GALLERY_AT_ONCE, QUERIES_AT_ONCE, retrieval_metrics
 from shared.filters import guided_filter
 from shared.model import PseudoSiamese
+from shared.plumbing.depthwise import use_float32_depthwise
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.small_maps import use_small_map_convolutions
 from shared.run import Run
@@ -77,8 +80,8 @@ def line(name, ours, plain, ratio, at_most=None, at_least=None):
     print(f"{name:62s} {1e3 * ours:10.1f} ms {1e3 * plain:10.1f} ms  {ratio:6.2f}  {verdict}", flush=True)
 
 
-def plain_step(network, optimizer, opt, sar):
-    with autocast(DEVICE, "auto")():
+def plain_step(network, optimizer, opt, sar, amp="auto"):
+    with autocast(DEVICE, amp)():
         pool5, fc = network(opt, sar)
     optimizer.zero_grad()
     (pool5.sum() + fc.sum()).backward()
@@ -295,7 +298,30 @@ def seen_structure(rounds):
                                                                3 * rounds), at_most=1.2)
 
 
-PARTS = {1: steps, 2: precision, 3: filters, 4: evaluation, 5: growth, 6: seen_structure}
+def depthwise(rounds):
+    def step_of(as_trained=True, amp="auto", memory_format=torch.channels_last, stages=5):
+        network = PseudoSiamese("timm:tf_efficientnet_lite0", layer4_stride=2, stages=stages)
+        if as_trained:
+            use_float32_depthwise(network)
+        network.to(DEVICE, memory_format=memory_format).train()
+        # PseudoSiamese itself makes its input channels_last.
+        if memory_format == torch.contiguous_format:
+            network.stages_of("opt")[0].register_forward_pre_hook(lambda module, inputs: inputs[0].contiguous())
+        optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
+        return lambda: plain_step(network, optimizer, opt, sar, amp)
+
+    opt, sar = images_of(BATCH // 2), images_of(BATCH // 2)
+    for name, plain in (("against float32", step_of(amp="off")),
+                        ("against bf16 throughout", step_of(as_trained=False)),
+                        ("against contiguous memory", step_of(memory_format=torch.contiguous_format))):
+        line(f"7 lite0, {BATCH} images, {name}", *alternate(step_of(), plain, rounds), at_least=1.2)
+    for stages in (4, 3):
+        ours, plain, ratio = alternate(step_of(stages=stages), step_of(), rounds)
+        name = f"7 lite0, {stages} stages against 5"
+        print(f"{name:62s} {1e3 * ours:10.1f} ms {1e3 * plain:10.1f} ms  {ratio:6.2f}", flush=True)
+
+
+PARTS = {1: steps, 2: precision, 3: filters, 4: evaluation, 5: growth, 6: seen_structure, 7: depthwise}
 
 
 def arguments():

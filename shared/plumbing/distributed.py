@@ -30,7 +30,8 @@ def parallelize(model, device):
     if world_size() == 1:
         return model
     if device.type == "cuda":
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        from timm.layers import convert_sync_batchnorm                # torch's own loses what timm's activate, too
+        model = convert_sync_batchnorm(model)
     device_ids = [device.index] if device.type == "cuda" else None
     return torch.nn.parallel.DistributedDataParallel(model, device_ids=device_ids)
 

@@ -47,7 +47,7 @@ def _split(x, columns, width):
 def use_small_map_convolutions(module):
     """Put a SmallMapConv2d in the place of each convolution that it can stand for, with the same parameters."""
     for name, child in module.named_children():
-        if isinstance(child, nn.Conv2d) and _can_stand_for(child):
+        if type(child) is nn.Conv2d and _can_stand_for(child):
             setattr(module, name, _small_map(child))
         else:
             use_small_map_convolutions(child)
