@@ -101,10 +101,13 @@ def keep_resolution(arch, backbone):
             module.stride = (1, 1)
         elif isinstance(module, (nn.AvgPool2d, nn.MaxPool2d)) and module.stride not in (1, (1, 1)):
             module.kernel_size, module.stride, module.padding = (1, 1), (1, 1), (0, 0)
-    with torch.no_grad():
-        maps = last.eval()(torch.zeros(1, backbone.channels[-2], 4, 4))
+    try:
+        with torch.no_grad():
+            is_kept = last.eval()(torch.zeros(1, backbone.channels[-2], 4, 4)).shape[2:] == (4, 4)
+    except RuntimeError:                                              # two ways through it that no longer meet
+        is_kept = False
     last.train()
-    if maps.shape[2:] != (4, 4):
+    if not is_kept:
         raise InputError(f"--layer4_stride 1: the last stage of {arch} cannot keep its resolution: "
                          "give --layer4_stride 2")
 
@@ -158,7 +161,7 @@ def _staged_timm(arch, channels):
     stages = _divide(chain, ends) if chain.keys() >= set(ends) else []
     wanted = _maps_at(network, ends, image, arch) if stages else []
     maps = _maps_of(stages, image)
-    if len(maps) != LEVELS + 1 or not all(map(_are_alike, maps[1:], wanted)):
+    if len(maps) != LEVELS + 1 or not _is_map(maps[0]) or not all(map(_are_alike, maps[1:], wanted)):
         raise InputError(f"--arch {arch}: its levels are not B x C x H x W maps of which one is made of the other, "
                          "so that it has no stages: choose another network")
     kept = list(chain)[:list(chain).index(ends[-1]) + 1]
@@ -205,9 +208,13 @@ def _maps_of(stages, image):
 
 def _are_alike(maps, wanted):
     """Whether these are the same maps, (B, C, H, W) of square images."""
-    are_tensors = isinstance(maps, torch.Tensor) and isinstance(wanted, torch.Tensor) and maps.shape == wanted.shape
-    is_square = are_tensors and maps.ndim == 4 and maps.shape[2] == maps.shape[3]
-    return is_square and torch.allclose(maps, wanted, equal_nan=True)
+    are_maps = _is_map(maps) and _is_map(wanted) and maps.shape == wanted.shape
+    return are_maps and torch.allclose(maps, wanted, equal_nan=True)
+
+
+def _is_map(output):
+    """Whether it is (B, C, H, W) of a square image, and not with the channels last."""
+    return isinstance(output, torch.Tensor) and output.ndim == 4 and output.shape[2] == output.shape[3]
 
 
 def _chain(module, ends, within=""):

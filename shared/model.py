@@ -71,8 +71,10 @@ class PseudoSiamese(nn.Module):
             self.embedding = nn.Sequential(nn.Linear(self.pool5_dim, embedding_dim, bias=False),
                                            nn.BatchNorm1d(embedding_dim))
         mean, std = (backbone.mean, backbone.std) if normalize else ((0.0,) * 3, (1.0,) * 3)
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        # timm's are kept with the weights: another version of it may have others.
+        is_kept = arch.startswith(TIMM)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=is_kept)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=is_kept)
 
     def forward(self, opt=None, sar=None, with_maps=False):
         """Embed optical images, SAR images or both.
@@ -310,7 +312,13 @@ def _first_convolution(stem):
 
 
 def _between_inputs(source, target, source_input, target_input):
-    """The weights of one first convolution, with another's where both see the same. Both (64, C, 7, 7) of a ResNet."""
+    """The weights of one first convolution, with another's where both see the same. Both (64, C, 7, 7) of a ResNet.
+
+    InputError where it does not see the image's channels as they are, but rearranged."""
+    for weights, input in ((source, source_input), (target, target_input)):
+        if weights.shape[1] != max(kind.stop for kind in INPUTS[input].values()):
+            raise InputError(f"--init: the first convolution of this --arch sees {weights.shape[1]} channels, made of "
+                             f"the image's, so that no other --input can be filled: give --input {source_input}")
     weights = target.detach().clone()
     for kind in INPUTS[source_input].keys() & INPUTS[target_input].keys():
         weights[:, INPUTS[target_input][kind]] = source[:, INPUTS[source_input][kind]]

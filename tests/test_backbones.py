@@ -10,7 +10,7 @@ from torch import nn
 
 from shared import backbones, options
 from shared.backbones import PACKAGES, Package, build_backbone, fit_by_order, published_weights
-from shared.model import CELL_DIM, PseudoSiamese, embedding_width, initialize, load_model
+from shared.model import CELL_DIM, PseudoSiamese, _between_inputs, embedding_width, initialize, load_model
 from shared.plumbing import distributed
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import write_tensors
@@ -123,6 +123,7 @@ def test_a_name_that_nobody_knows_is_one_sentence(arch, words, capsys):
     ("timm:vit_tiny_patch16_224", "its maps have 1 resolutions, and five stages take 4: choose another network"),
     ("timm:levit_128s", "its maps have 3 resolutions"),
     ("timm:hrnet_w18_small", "so that it has no stages: choose another network"),              # parallel branches
+    ("timm:pvt_v2_b0", "so that it has no stages: choose another network"),                    # a stem of channels last
     ("timm:xception41", "so that it has no stages: choose another network"),                   # levels inside blocks
     ("timm:swin_tiny_patch4_window7_224", "does not take images of any size .Input height .64. doesn't match model"),
 ])
@@ -136,6 +137,20 @@ def test_a_stage_that_cannot_keep_its_resolution_says_so(monkeypatch):
     backbone.stages[-1].append(nn.LPPool2d(2, 2))
     with pytest.raises(InputError, match="--layer4_stride 1: the last stage of .* give --layer4_stride 2"):
         backbones.keep_resolution(SMALL, backbone)
+
+
+def test_a_first_convolution_of_rearranged_pixels_is_not_filled():
+    weights = torch.zeros(64, 48, 3, 3)
+    with pytest.raises(InputError, match="sees 48 channels, made of the image's.*give --input rgb"):
+        _between_inputs(weights, torch.zeros(64, 192, 3, 3), "rgb", "both")
+
+
+def test_what_timms_weights_were_normalised_by_is_kept_with_them(tmp_path):
+    model = PseudoSiamese(LITE0, 1, stages=2, pooling="cells")
+    model.mean.fill_(0.25)
+    write_tensors(tmp_path / "weights.pt", {**model.settings, "img_size": 32, "model": model.state_dict()})
+    assert (load_model(tmp_path, torch.device("cpu"))[0].mean == 0.25).all()
+    assert not {"mean", "std"} & PseudoSiamese("resnet18").state_dict().keys()
 
 
 def test_a_resnet_draws_what_it_drew():
