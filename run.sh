@@ -163,6 +163,8 @@ row lite0-contrastive                    code_Con $MANY $LONGER $LITE $BRIEF
 table regions
 row regions-structure  code_Structure/test.py --target_region $TARGET
 row source-only        code_Con $ACROSS $PART $LONGER $FROM_SOURCE
+row source-both        code_Con $ACROSS $BOTH $LONGER $FROM_SOURCE
+test_row source-both-querybank code_Adapt source-both --querybank
 row target-supervised  code_Con $MANY --region $TARGET --target_region $TARGET $PART $LONGER $FROM_TARGET
 test_row adabn         code_Adapt source-only --batchnorm target
 test_row whitened      code_Adapt source-only --whiten
