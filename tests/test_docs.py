@@ -71,6 +71,6 @@ def test_both_languages_ask_the_same_in_the_same_shape():
     for mark in ("\n## ", "\n**", "<details>", "\n| ", "![", "\n```"):
         assert english.count(mark) == chinese.count(mark), mark
     sections = english.split("\n## ")[2:]
-    assert len(sections) == 11
+    assert len(sections) == 12
     for section in sections:
         assert section.split("\n\n")[1].startswith("**"), "each answer begins with one sentence in bold"
