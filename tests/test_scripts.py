@@ -155,7 +155,7 @@ def test_validation_never_reads_the_test_split(demo, tmp_path):
 
 @pytest.mark.parametrize("flags, words", [
     (["--data_path", "nowhere"], "--data_path nowhere: there is no such folder"),
-    (["--arch", "resnet19"], "invalid choice: 'resnet19'"),
+    (["--arch", "resnet19"], "resnet19: choose one of resnet18"),
     (["--epochs", "0"], "0 is not above 0"),
     (["--batch_size", "25"], "--batch_size 25: choose 2 to 24"),
     (["--init", "nowhere.pth"], "--init: there is no file nowhere.pth"),
