@@ -225,6 +225,7 @@ def test_what_is_refused(tmp_path, run):
     cv2.imwrite(str(query), image[:80, :80])
     cases = [(file, ["--query", query, "--resolution", "10"], words) for file, words in bad_maps(tmp_path).values()]
     cases += [(good, ["--query", query, "--resolution", "10", "--prior", "0,0"], "go together"),
+              (good, ["--query", query, "--resolution", "10", "--tie_points", "1025"], "more than 1024 tell nothing"),
               (good, ["--query", tmp_path / "*.jp2", "--resolution", "10"], "there is no image")]
     for map_file, flags, words in cases:
         done = locate(run, *flags, map_file=map_file, out=tmp_path / "out")

@@ -40,7 +40,7 @@ from shared.reading import readers_of_run
 from shared.turned import difference_of_angles
 from tools.answers_on_map import Journal, describe, line_of, list_queries, picture, shapes_of, warp
 from tools.maps import GeoMap, MapFeatures, georeference_of
-from tools.tie_points import Field, find_tie_points, part_side, points_text, table_text
+from tools.tie_points import MOST_TIE_POINTS, Field, find_tie_points, part_side, points_text, table_text
 
 ROTATIONS = {"known": 0, "15": 15, "unknown": 180}
 LEAST_SHOWN = 0.5                                       # of a query that must not be nodata
@@ -142,6 +142,9 @@ def arguments():
     args = parser.parse_args(_with_negative_priors(sys.argv[1:]))
     if bool(args.prior) != bool(args.radius):
         raise InputError("--prior and --radius go together: give both, or neither")
+    if args.tie_points and args.tie_points > MOST_TIE_POINTS:
+        raise InputError(f"--tie_points {args.tie_points}: their parts overlap, and more than {MOST_TIE_POINTS} tell "
+                         "nothing more; give fewer")
     return args
 
 
