@@ -25,7 +25,7 @@ from unseen import add_halves, unseen_by
 from shared import options
 from shared.calibration import CALIBRATION, OUTCOMES, RIGHT_DEGREES, RIGHT_PX, SCALES
 from shared.calibration import fit_calibration, scale_at, texture_of
-from shared.finished_run import read_settings
+from shared.finished_run import read_settings, require_row_of
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import write_text
@@ -53,12 +53,13 @@ def arguments():
 
 
 def main(args):
+    settings = read_settings(args.run)
+    data_path = args.data_path or settings["data_path"]
     if args.result_path and (args.result_path / "metrics.json").is_file() and (args.run / CALIBRATION).is_file():
+        require_row_of(args.result_path, args.run, data_path)
         print(f"{args.result_path} is finished")
         return
     start = time.perf_counter()
-    settings = read_settings(args.run)
-    data_path = args.data_path or settings["data_path"]
     device = choose_device(args.device)
     mixed = autocast(device, args.amp)
     load_tile_network(args.run, data_path, device, mixed)             # raises where it gives no cells

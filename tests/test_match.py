@@ -103,6 +103,10 @@ def runs(tiled, tmp_path_factory):
     changed = json.loads((root / "other/args.json").read_text())
     shutil.copytree(root / "other", root / "changed")
     (root / "changed/args.json").write_text(json.dumps({**changed, "lr": 0.5}))
+    # As runs were before they noted what images they learned from: taken for one of the same.
+    whole = json.loads((root / "whole/args.json").read_text())
+    del whole["data"]
+    (root / "whole/args.json").write_text(json.dumps(whole))
     return {name: root / name for name in (*flags, "changed")}
 
 
@@ -114,6 +118,11 @@ def test_one_run_halves_of_it_and_the_table(tiled, runs, tmp_path):
     assert done.returncode == 0 and "queries of 4 tiles" in done.stdout, done.stderr
     kept = json.loads((runs["whole"] / "calibration.json").read_text())
     assert kept["metres"] == 10 and kept["sides"] == [100] and "is finished" in script(*command).stdout
+    command[2] = runs["half"]
+    (runs["half"] / "calibration.json").write_bytes((runs["whole"] / "calibration.json").read_bytes())
+    another = script(*command)
+    assert another.returncode == 2 and "holds other figures (run " in another.stderr
+    (runs["half"] / "calibration.json").unlink()
     for method, more in (("cells", []), ("voting", []), ("graph", halves), ("ncc", []), ("trust", [])):
         row = results / f"match-{method}/seed0"
         command = ["code_Match/test.py", "--run", runs["whole"], "--method", method, *more, "--sides", "48",
