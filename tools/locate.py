@@ -40,7 +40,7 @@ from shared.reading import readers_of_run
 from shared.turned import difference_of_angles
 from tools.answers_on_map import Journal, describe, line_of, list_queries, picture, shapes_of, warp
 from tools.maps import GeoMap, MapFeatures, georeference_of
-from tools.tie_points import MOST_TIE_POINTS, Field, find_tie_points, part_side, points_text, table_text
+from tools.tie_points import MOST_TIE_POINTS, Field, find_tie_points, part_side, points_text, rows_of_points, table_text
 
 ROTATIONS = {"known": 0, "15": 15, "unknown": 180}
 LEAST_SHOWN = 0.5                                       # of a query that must not be nodata
@@ -53,7 +53,8 @@ WITH_A_PLACE = ("located", "ambiguous")
 class Query:
     """A query at the network's resolution: its size from the header, its pixels when read() is called.
 
-    width, height: px of `metres` ground metres. own_ratio: metres of its own pixels to that. truth: (x, y) of its
+    width, height: px of `metres` ground metres. own_ratio: metres of its own pixels to that. own_size: (width, height)
+    px of a file without a georeference. truth: (x, y) of its
     middle by its own georeference, px of the map's grid, or None. After read(): pixels (h, w, 3) uint8, shown (h, w)
     bool, share_shown of its own pixels, and taken, words for what they are in the file.
     Raises InputError where it cannot be opened or its resolution is not known.
@@ -71,7 +72,8 @@ class Query:
         if resolution is None:
             raise InputError(f"--query {file} does not tell its resolution: give --resolution in metres a pixel")
         self.own_ratio = resolution / geo.metres
-        self.width, self.height = (max(1, round(side * self.own_ratio)) for side in size_of(file))
+        self.own_size = size_of(file)
+        self.width, self.height = (max(1, round(side * self.own_ratio)) for side in self.own_size)
 
     def _grid_of(self, file, geo):
         with open_raster(file, "--query") as source:
@@ -87,7 +89,7 @@ class Query:
     def own_pixel(self, x, y):
         """Px of the file, column and row from its upper left corner, of px of the query as it is seen."""
         if not self.grid:
-            width, height = size_of(self.file)
+            width, height = self.own_size
             return x * width / self.width, y * height / self.height
         return self.grid.place.to_pixel(*self.grid.to_map(x, y))
 
@@ -228,8 +230,9 @@ def answer(query, name, area, features, calibration, args):
 def tied(query, name, search, answer, calibration, geo, args):
     """The Field of the query's tie points, which are written to --out."""
     points = find_tie_points(search, answer, args.tie_points, calibration.scale(part_side(search)))
-    write_text(args.out / f"{name}.points", points_text(points, query, answer, geo))
-    write_text(args.out / f"{name}.tie_points.csv", table_text(points, query, answer, geo))
+    rows = rows_of_points(points, query, answer, geo)
+    write_text(args.out / f"{name}.points", points_text(rows, geo))
+    write_text(args.out / f"{name}.tie_points.csv", table_text(rows))
     lengths = np.hypot(*points.offsets[points.kept].T) * geo.metres
     median = f", of {np.median(lengths):.1f} m in the median" if len(lengths) else ""
     print(f"{name}: {points.kept.sum()} of {len(points.kept)} tie points kept{median}")

@@ -47,7 +47,7 @@ def find_tie_points(search, answer, count, scale):
     window = part_side(search) // cell
     rows, columns = seen[0].size
     places = _grid(search.query.shape, count, window * cell)
-    first = _turned(places - _middle(search.query), answer.rotation) + seen[0].middle          # px of the view
+    first = _turned(places - _middle(search.query.shape), answer.rotation) + seen[0].middle          # px of the view
     first = np.round(first / cell - window / 2).astype(int).clip(0, np.array([columns, rows]) - window)    # x, y
     # Where the answer puts the corner of each, in cells of its map, whole ones.
     corners = first * cell - np.array(seen[0].middle) + (answer.x, answer.y) - answer.around.origin
@@ -73,7 +73,7 @@ def find_tie_points(search, answer, count, scale):
         confidence[number] = odds[near].sum() / odds.sum()
     # What was looked for are the windows, which begin at whole cells.
     middles = (first + window / 2) * cell - np.array(seen[0].middle)
-    places = _turned(middles, -answer.rotation) + _middle(search.query)
+    places = _turned(middles, -answer.rotation) + _middle(search.query.shape)
     found = TiePoints(places, offsets, confidence, confidence >= LEAST_CONFIDENCE)
     found.kept &= ~outliers(found.places, found.offsets, found.kept)
     found.residuals = found.offsets - Field(search.query.shape, found)(found.places)
@@ -133,7 +133,7 @@ class Field:
         offsets = self(nodes).reshape(len(rows), len(columns), 2).astype(np.float32)
         down, across = np.mgrid[:side, :side] + 0.5
         there = np.stack([left + across, top + down], -1) - (answer.x, answer.y)
-        at = here = _turned(there, -answer.rotation) + _middle_of(shape)
+        at = here = _turned(there, -answer.rotation) + _middle(shape)
         for _ in range(TURNS):
             x, y = (at[..., i].astype(np.float32) / STEP for i in (0, 1))
             moved = cv2.remap(offsets, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
@@ -141,12 +141,8 @@ class Field:
         return at.astype(np.float32)
 
 
-def _middle_of(shape):
+def _middle(shape):
     return np.array([shape[1], shape[0]]) / 2
-
-
-def _middle(image):
-    return _middle_of(image.shape)
 
 
 def _turned(vectors, rotation):
@@ -192,36 +188,46 @@ def _cosines(parts, on_map):
 
 # What is written ----------------------------------------------------------------------------------------------------
 
-def points_text(points, query, answer, geo):
+def points_text(rows, geo):
     """The tie points as QGIS's georeferencer reads them (.points): the map's CRS, places on it, px of the query's file,
-    rows counted downwards by negative numbers, and what is left of the offset beside the smooth field, in px."""
+    rows counted downwards by negative numbers, and what is left of the offset beside the smooth field, in px.
+
+    rows: as rows_of_points gives them.
+    """
     text = io.StringIO()
     text.write(f"#CRS: {geo.place.crs.to_wkt()}\n")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for row in _rows(points, query, answer, geo):
+    for row in rows:
         values = row["map_x"], row["map_y"], row["column"], -row["row"], int(row["kept"])
         writer.writerow([*values, *(round(float(part), 3) for part in row["residual"]),
                          round(float(np.hypot(*row["residual"])), 3)])
     return text.getvalue()
 
 
-def table_text(points, query, answer, geo):
-    """The tie points as CSV: offsets in metres to the east and north, their confidence, and whether they are kept."""
+def table_text(rows):
+    """The tie points as CSV: offsets in metres to the east and north, their confidence, and whether they are kept.
+
+    rows: as rows_of_points gives them.
+    """
     text = io.StringIO()
     columns = ("map_x", "map_y", "column", "row", "east_m", "north_m", "confidence", "kept")
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(_rows(points, query, answer, geo))
+    writer.writerows(rows)
     return text.getvalue()
 
 
-def _rows(points, query, answer, geo):
-    rigid = _turned(points.places - _middle_of(query.pixels.shape), answer.rotation) + (answer.x, answer.y)
+def rows_of_points(points, query, answer, geo):
+    """Of each tie point {"map_x", "map_y": its place on the map, in the map's CRS, "column", "row": px of the query's
+    file, "east_m", "north_m": metres of the offset, "confidence", "kept", "residual": (x, y) px}."""
+    rigid = _turned(points.places - _middle(query.pixels.shape), answer.rotation) + (answer.x, answer.y)
+    rows = []
     for place, at, offset, confidence, kept, residual in zip(points.places, rigid, points.offsets, points.confidence,
                                                              points.kept, points.residuals):
         x, y = geo.to_map(*(at + offset))
         column, row = query.own_pixel(*place)
-        yield {"map_x": round(x, 7), "map_y": round(y, 7), "column": round(column, 2), "row": round(row, 2),
-               "east_m": round(offset[0] * geo.metres, 2), "north_m": round(-offset[1] * geo.metres, 2),
-               "confidence": round(confidence, 3), "kept": int(kept), "residual": residual}
+        rows.append({"map_x": round(x, 7), "map_y": round(y, 7), "column": round(column, 2), "row": round(row, 2),
+                     "east_m": round(offset[0] * geo.metres, 2), "north_m": round(-offset[1] * geo.metres, 2),
+                     "confidence": round(confidence, 3), "kept": int(kept), "residual": residual})
+    return rows
