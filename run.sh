@@ -36,7 +36,7 @@ SEEDS=${SEEDS:-0}
 # The profile -----------------------------------------------------------------------------------------------
 # With CUDA the recipe that is every flag's default: ResNet50 from ImageNet weights, 200 px, 60 epochs. Without, what
 # trains from scratch on a CPU in minutes; each train.py's --help tells what that is.
-PROFILE= SAMPLE= LONGER= SIDES= SURE= GENTLY= SOFTLY= SLOWLY= FEW= SOON= PART= BRIEF=
+PROFILE= SAMPLE= LONGER= SIDES= SURE= GROUND= GENTLY= SOFTLY= SLOWLY= FEW= SOON= PART= BRIEF=
 BOTH="--input both --pooling cells --stages 3 --loss infonce --left_out 0.33 --toned 0.33"
 LITE="--arch timm:tf_efficientnet_lite0 --init lite0"
 if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
@@ -53,6 +53,7 @@ if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; 
     BOTH+=" --img_size 200 --part 64 --epochs 100"
   fi
 fi
+[ "$NAME" != S1S2align200 ] || GROUND="--crs EPSG:3395"             # its 10 m are a Mercator map's
 if [ -d "$DATA_PATH/train_tiles" ] || [ -d "$HOME/$DATA_PATH/train_tiles" ]; then
   MANY=--windows
 else
@@ -119,17 +120,17 @@ test_row contrastive-both-test-time code_Con contrastive-both --tta symmetries
 # of it, each asked for the training tiles that it did not see.
 HALVES="--halves @both-half @both-other-half"
 table match
-test_row match-structure     code_Match contrastive-both --method structure $SIDES
-test_row match-cells         code_Match contrastive-both --method cells $SIDES
+test_row match-structure     code_Match contrastive-both --method structure $SIDES $GROUND
+test_row match-cells         code_Match contrastive-both --method cells $SIDES $GROUND
 row both-half                code_Con $MANY $LONGER $BOTH --validate 0.5
 row both-other-half          code_Con $MANY $LONGER $BOTH --validate 0.5 --other_half
-test_row match-calibration   code_Match/calibrate.py contrastive-both $HALVES $SURE
-test_row match-voting        code_Match contrastive-both --method voting $SIDES
-test_row match-graph         code_Match contrastive-both --method graph $HALVES $SIDES
-test_row match-ncc           code_Match contrastive-both --method ncc $SIDES
-test_row match-mi            code_Match contrastive-both --method mi --queries 2 $SIDES
+test_row match-calibration   code_Match/calibrate.py contrastive-both $HALVES $SURE $GROUND
+test_row match-voting        code_Match contrastive-both --method voting $SIDES $GROUND
+test_row match-graph         code_Match contrastive-both --method graph $HALVES $SIDES $GROUND
+test_row match-ncc           code_Match contrastive-both --method ncc $SIDES $GROUND
+test_row match-mi            code_Match contrastive-both --method mi --queries 2 $SIDES $GROUND
 table match-trust
-test_row match-trust         code_Match contrastive-both --method trust --calibration @match-calibration $SIDES
+test_row match-trust         code_Match contrastive-both --method trust --calibration @match-calibration $SIDES $GROUND
 
 # Starting from less than ImageNet: SimSiam's backbone, trained without labels, and an encoder that can be drawn from.
 # From SimSiam's backbone the triplet loss collapses at the rate that serves from nothing, so the rates there are lower.

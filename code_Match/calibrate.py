@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from queries import draw_queries
 from scaled import load_tile_network
-from tiles import load_tiles
+from tiles import add_crs, load_tiles
 from unseen import add_halves, unseen_by
 from shared import options
 from shared.calibration import CALIBRATION, OUTCOMES, RIGHT_DEGREES, RIGHT_PX, SCALES
@@ -45,6 +45,7 @@ def arguments():
     parser.add_argument("--run", required=True, type=Path, help="the folder of a run of code_Con/train.py")
     add_halves(parser)
     parser.add_argument("--data_path", help="what the run learned from, where that has moved")
+    add_crs(parser)
     parser.add_argument("--queries", type=options.positive, default=8, help="of each tile, at most")
     parser.add_argument("--result_path", type=Path, help="write it there, too, as a row of run.sh")
     options.add_reading(parser)
@@ -63,7 +64,8 @@ def main(args):
     device = choose_device(args.device)
     mixed = autocast(device, args.amp)
     load_tile_network(args.run, data_path, device, mixed)             # raises where it gives no cells
-    tiles = load_tiles(data_path, "train", args.workers, readers_of_run(args.run, args, args.data_path is None))
+    tiles = load_tiles(data_path, "train", args.workers, readers_of_run(args.run, args, args.data_path is None),
+                       args.crs)
     unseen = unseen_by(args.run, args.halves, tiles)
     asked = [(load_tile_network(part.run, data_path, device, mixed), part.tiles) for part in unseen]
     calibration, count = calibrate(asked, args.queries)

@@ -29,7 +29,7 @@ from calibrate import error_px
 from graph import graph_of, normalized, part_means, patches_of, scores_of, train_graph, vote
 from queries import draw_queries
 from scaled import load_tile_network
-from tiles import load_tiles
+from tiles import add_crs, load_tiles
 from unseen import add_halves, unseen_by
 from shared import options
 from shared.calibration import RIGHT_PX, load_calibration
@@ -68,6 +68,7 @@ def arguments():
     parser.add_argument("--calibration", type=Path, metavar="FOLDER",
                         help="that holds the calibration.json of --run (default: --run itself)")
     parser.add_argument("--data_path", help="another data set than the run's own")
+    add_crs(parser)
     parser.add_argument("--sides", type=options.positive, nargs="+", default=SIDES, metavar="PX", help="of the queries")
     parser.add_argument("--queries", type=options.positive, default=10, help="of each tile, at most")
     parser.add_argument("--tiles", type=options.positive, metavar="N", help="the first N tiles alone (default: all)")
@@ -97,12 +98,12 @@ class Tested:
         self.network = self.load(args.run)
         self.calibration = load_calibration(args.calibration or args.run) if args.method == "trust" else None
         if args.validation or args.method == "graph":
-            train = load_tiles(self.settings["data_path"], "train", args.workers, readers)
+            train = load_tiles(self.settings["data_path"], "train", args.workers, readers, args.crs)
             self.unseen = unseen_by(args.run, args.halves, train)
         if args.validation:
             self.tiles = unseen_by(args.run, None, train)[0].tiles
         else:
-            self.tiles = load_tiles(self.data_path, "test", args.workers, readers)
+            self.tiles = load_tiles(self.data_path, "test", args.workers, readers, args.crs)
         if args.tiles:
             self.tiles = self.tiles.subset(range(min(args.tiles, len(self.tiles))))
         if args.method not in WITHOUT_LEARNING:

@@ -3,9 +3,16 @@
 DATA/{train,test}_tiles/{opt,sar}/TILE.png|jpg|tif are the tiles that the crops of the split were cut from. Where a data
 set has none, its crops are taken for tiles: enough to try everything, and no more.
 """
+import argparse
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+
+import numpy as np
+from rasterio._err import CPLE_BaseError
+from rasterio.crs import CRS
+from rasterio.errors import CRSError
+from rasterio.warp import transform
 
 from shared.dataset import held_out_tiles
 from shared.layouts import check_ids, compare_ids, find_data, list_images, list_split, read_any_image
@@ -13,6 +20,8 @@ from shared.layouts import read_leave_out, read_pairs_csv, read_tiles_csv
 from shared.plumbing.errors import InputError, several
 from shared.reading import READERS
 
+GEOCENTRIC = "EPSG:4978"
+LEAST_SCALE = 0.1                                       # a Mercator map at 84 degrees
 DEFAULT_METRES = 10.0                                   # of a pixel, where the data set does not tell: Sentinel's
 
 
@@ -21,8 +30,8 @@ class Tiles:
     """T tiles in memory. names: of each. opt, sar: T images each, (H, W, 3) uint8, RGB.
 
     hidden: for each, the rectangles (top, left, bottom, right) in px that leave_out.csv leaves out, and of test tiles
-    those that a training tile shows, too, as far as positions are known. metres: side of a pixel on the ground, as the
-    data set's projection counts it. readers: {"opt", "sar"}, by which they were read.
+    those that a training tile shows, too, as far as positions are known. metres: side of a pixel on the ground.
+    readers: {"opt", "sar"}, by which they were read.
     """
     names: list
     opt: list
@@ -45,10 +54,11 @@ class Tiles:
         return kept, self.subset([i for i, name in enumerate(self.names) if name in held])
 
 
-def load_tiles(data_path, split, workers, readers=READERS):
+def load_tiles(data_path, split, workers, readers=READERS, crs=None):
     """The tiles of a split, `train` or `test`, those of which leave_out.csv leaves nothing left out.
 
-    readers: {"opt", "sar"}. Raises InputError that names every bad file.
+    readers: {"opt", "sar"}. crs: in which tiles.csv and pairs.csv count metres; without one these are the ground's.
+    Raises InputError that names every bad file.
     """
     root, problems = find_data(data_path), []
     left_out = read_leave_out(root, split)
@@ -97,7 +107,7 @@ def load_tiles(data_path, split, workers, readers=READERS):
         away = left_out.intersection(of_tile.get(name, ()))
         squares = [square for square in (_square(places[place]) for place in sorted(away)) if square]
         hidden.append(_rectangles([*squares, *others], corners[name], tile) if name in corners else [])
-    return Tiles(names, opt, sar, hidden, _metres(names, opt, corners, places), readers)
+    return Tiles(names, opt, sar, hidden, _metres(names, opt, corners, places, crs), readers)
 
 
 def _square(row):
@@ -123,12 +133,49 @@ def _rectangles(squares, corners, tile):
     return rectangles
 
 
-def _metres(names, tiles, corners, places):
+def add_crs(parser):
+    """The flag that says which metres a data set counts: load_tiles's crs."""
+    parser.add_argument("--crs", type=projection, metavar="EPSG:CODE",
+                        help="in which tiles.csv and pairs.csv count, as EPSG:3395, whose metres are not the ground's "
+                             "(default: they are)")
+
+
+def projection(text):
+    """A projected CRS by its name, code or WKT."""
+    try:
+        crs = CRS.from_user_input(text)
+    except CRSError as error:
+        raise argparse.ArgumentTypeError(f"{text} is no CRS ({error})")
+    if not crs.is_projected:
+        raise argparse.ArgumentTypeError(f"{text} does not count in metres")
+    return crs
+
+
+def _metres(names, tiles, corners, places, crs):
+    """Ground metres of a pixel: the median of those tiles that tell where they lie."""
+    told = []
     for name, tile in zip(names, tiles):
         if name in corners:
-            left, _, right, _ = corners[name]
-            return (right - left) / tile.shape[1]
-        if "size_m" in places.get(name, {}):
-            return places[name]["size_m"] / tile.shape[1]
-    return DEFAULT_METRES
+            left, top, right, bottom = corners[name]
+            told.append((right - left) / tile.shape[1] * ground_scale(crs, (left + right) / 2, (top + bottom) / 2))
+        elif "size_m" in places.get(name, {}):
+            row = places[name]
+            told.append(row["size_m"] / tile.shape[1] * ground_scale(crs, row.get("x_m", 0.0), row.get("y_m", 0.0)))
+    return float(np.median(told)) if told else DEFAULT_METRES
 
+
+def ground_scale(crs, x, y):
+    """Metres on the ground to one of a projection, at a place of it: 0.83 at 34 degrees of a Mercator map. 1 without a
+    crs. InputError where the place is none of the CRS."""
+    if crs is None:
+        return 1.0
+    # In geocentric metres there is no projection left.
+    try:
+        at, east, north = np.transpose(transform(crs, GEOCENTRIC, [x, x + 1, x], [y, y, y + 1], [0.0] * 3))
+        scale = float((np.linalg.norm(east - at) * np.linalg.norm(north - at)) ** 0.5)
+    except CPLE_BaseError:                              # beyond what the projection takes
+        scale = 0.0
+    if not LEAST_SCALE < scale < 1 / LEAST_SCALE:
+        raise InputError(f"--crs {crs}: {x:.0f}, {y:.0f} of tiles.csv or pairs.csv is no place of it: give their "
+                         "own")
+    return scale

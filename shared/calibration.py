@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
+from shared.localization import EVIDENCE
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import write_text
 
@@ -23,8 +24,8 @@ class Calibration:
     evidence (localization.EVIDENCE). weights, bias: of a logistic regression over OUTCOMES. threshold: of the
     probability of being right, from which an answer is located. edges, radii: COVERAGE of the answers that are right or
     wrong lie within radii[i] px where that probability is in bin i, between edges[i] and edges[i + 1].
-    texture: least standard deviation of a query's grey levels. metres: of a pixel as the network learned; all px here
-    are such.
+    texture: least standard deviation of a query's grey levels. metres: on the ground, of a pixel as the network
+    learned; all px here are such.
     """
 
     NAMES = ("sides", "scales", "mean", "std", "weights", "bias", "threshold", "edges", "radii", "texture", "metres")
@@ -32,6 +33,27 @@ class Calibration:
     def __init__(self, **numbers):
         for name in self.NAMES:
             setattr(self, name, np.asarray(numbers[name], float))
+        self._check()
+
+    def _check(self):
+        sides, evidence, bins = self.sides.size, len(EVIDENCE), self.radii.size
+        shapes = {"sides": (max(1, sides),), "scales": (sides,), "mean": (evidence,), "std": (evidence,),
+                  "weights": (len(OUTCOMES), evidence), "bias": (len(OUTCOMES),), "threshold": (),
+                  "edges": (bins + 1,), "radii": (max(1, bins),), "texture": (), "metres": ()}
+        for name, shape in shapes.items():
+            values = getattr(self, name)
+            if values.shape != shape:
+                raise ValueError(f"{name} has the shape {values.shape} instead of {shape}")
+            if not np.isfinite(values).all():
+                raise ValueError(f"{name} holds what is no number")
+        for name in ("sides", "scales", "std", "metres"):
+            if not (getattr(self, name) > 0).all():
+                raise ValueError(f"{name} is not above zero")
+        for name in ("sides", "edges"):
+            if (np.diff(getattr(self, name)) < 0).any():
+                raise ValueError(f"{name} does not grow")
+        if (self.radii < 0).any():
+            raise ValueError("radii holds one below zero")
 
     def scale(self, side):
         """The logits' factor on the scores of queries of `side` px."""
@@ -72,7 +94,7 @@ def load_calibration(folder):
     try:
         return Calibration(**json.loads(file.read_text()))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} cannot be read ({error!r}): python code_Match/calibrate.py makes it anew")
+        raise InputError(f"{file} cannot be used ({error!r}): python code_Match/calibrate.py makes it anew")
 
 
 def fit_calibration(sides, scales, evidence, outcomes, errors, tiles, textures, metres):

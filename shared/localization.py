@@ -118,11 +118,13 @@ class Search:
 
     network: a CellNetwork. query: (h, w, 3) uint8 at the maps' resolution. rotations: (K) degrees, as rotations_to_try
     gives them. scale: the logits' factor on scores (see Calibration), which makes probabilities of them. shown: (h, w)
-    bool, where the query shows something (default: all of it).
+    bool, where the query shows something (default: all of it). circle: (x, y, radius) px, within which its middle lies
+    (default: anywhere).
     """
 
-    def __init__(self, network, query, rotations, scale, shown=None):
+    def __init__(self, network, query, rotations, scale, shown=None, circle=None):
         self.network, self.cell, self.rotations, self.scale = network, network.cell, np.asarray(rotations, float), scale
+        self.circle = circle
         self.shown = np.ones(query.shape[:2], bool) if shown is None else shown
         self.query = filled(query, self.shown)
         self.is_known = len(self.rotations) == 1
@@ -180,7 +182,8 @@ class Search:
         self.log_sum = together
 
     def scores_on(self, map_, seen):
-        """((K, h, w) cosines at every position, (x, y) in px of the first): None where the query does not fit."""
+        """((K, h, w) cosines at every position, -1 where the query cannot be, (x, y) in px of the first): None where
+        it does not fit."""
         # A view's corners may lie beyond the map, but not the query.
         rows, columns = seen.size
         size = [side * self.cell for side in (rows, columns)]
@@ -191,7 +194,18 @@ class Search:
         ready = map_.ready(beyond)
         scores = [ready.cosines(cells, mask, least=LEAST_ON_MAP)[:, 0]
                   for cells, mask in zip(seen.cells.split(AT_ONCE), seen.mask.split(AT_ONCE))]
-        return torch.cat(scores), tuple(edge - beyond * self.cell for edge in map_.origin)
+        scores, origin = torch.cat(scores), tuple(edge - beyond * self.cell for edge in map_.origin)
+        if self.circle:
+            height, width = scores.shape[-2:]
+            xs, ys = (edge + middle + self.cell * np.arange(count)
+                      for edge, middle, count in zip(origin, seen.middle, (width, height)))
+            # A cell more: from there an answer may be refined to a place within.
+            scores[:, torch.from_numpy(~self._is_within(xs, ys[:, None], self.cell)).to(scores.device)] = -1
+        return scores, origin
+
+    def _is_within(self, x, y, more=0):
+        """Whether positions lie in the circle, widened by so many px."""
+        return self.circle is None or np.hypot(x - self.circle[0], y - self.circle[1]) <= self.circle[2] + more
 
     def heat(self, answer):
         """(scores (h, w) about the answer at the rotation tried that is nearest to its own, extent (left, right,
@@ -210,6 +224,9 @@ class Search:
 
     def answers(self):
         """The best distinct answers, refined, best first, with probabilities and covariances; at most CANDIDATES."""
+        return [answer for answer in self._refined_answers() if self._is_within(answer.x, answer.y)]
+
+    def _refined_answers(self):
         if self.is_known:
             refined = [self._refined(answer, self.seen) for answer in self.found[:REFINED]] + self.found[REFINED:]
             return _without_repetitions(sorted(refined, key=lambda answer: -answer.score))

@@ -1,5 +1,6 @@
 """Where a query lies on a map: the correlation, turned and shifted queries, candidates, tie points, calibration."""
 import itertools
+import json
 import math
 from contextlib import nullcontext
 
@@ -14,9 +15,11 @@ from calibrate import calibrate
 from graph import FAR, REACH, STEP, graph_of, normalized, part_means, patches_of, scores_of, vote
 from queries import draw_queries
 from scaled import TileNetwork
-from shared.calibration import OUTCOMES, Calibration, conformal_quantile, fit_calibration, radius_by_tile
+from shared.calibration import OUTCOMES, Calibration, conformal_quantile, fit_calibration, load_calibration
+from shared.calibration import radius_by_tile
 from shared.cells import CellMaps, CellNetwork, StructureCells
 from shared.localization import EVIDENCE, Search, distinct_peaks, map_of, rotations_to_try
+from shared.plumbing.errors import InputError
 from shared.turned import cut_turned, difference_of_angles, filled, turn
 from tiles import Tiles
 from tools.tie_points import Field, TiePoints, find_tie_points, outliers, part_side
@@ -323,7 +326,24 @@ def test_the_radius_holds_what_it_says_on_tiles_never_seen():
     assert 0.87 <= np.mean(held) <= 0.93
 
 
+NUMBERS = {"sides": [100, 200], "scales": [50, 90], "mean": [0.0] * 6, "std": [1.0] * 6, "weights": [[0.0] * 6] * 3,
+           "bias": [0.0] * 3, "threshold": 0.5, "edges": [0.0, 0.5, 1.0], "radii": [9.0, 3.0], "texture": 4.0,
+           "metres": 8.4}
+
+
 def test_calibration_is_kept_as_data(tmp_path):
-    numbers = {name: [[0.0] * 6] * 3 if name == "weights" else [1.0] * 3 for name in Calibration.NAMES}
-    Calibration(**numbers).save(tmp_path / "calibration.json")
-    assert "weights" in (tmp_path / "calibration.json").read_text()
+    Calibration(**NUMBERS).save(tmp_path / "calibration.json")
+    kept = load_calibration(tmp_path)
+    assert {name: getattr(kept, name).tolist() for name in NUMBERS} == NUMBERS
+
+
+@pytest.mark.parametrize("name, value, words", [
+    ("metres", float("nan"), "no number"), ("metres", 0.0, "not above zero"), ("metres", [8.4], "shape"),
+    ("sides", [], "shape"), ("sides", [200, 100], "does not grow"), ("scales", [50], "shape"), ("mean", [0.0], "shape"),
+    ("std", [0.0] * 6, "not above zero"), ("weights", [[0.0] * 6] * 2, "shape"), ("bias", "none", "could not convert"),
+    ("edges", [0.0, 1.0], "shape"), ("edges", [0.0, 0.5, float("inf")], "no number"), ("radii", [9.0, -3.0], "below"),
+    ("radii", [], "shape"), ("threshold", None, "no number"), ("texture", {}, "TypeError")])
+def test_a_calibration_of_wrong_numbers_is_one_sentence(tmp_path, name, value, words):
+    (tmp_path / "calibration.json").write_text(json.dumps({**NUMBERS, name: value}))
+    with pytest.raises(InputError, match=f"calibration.json cannot be used .*{words}.*calibrate.py makes it anew"):
+        load_calibration(tmp_path)

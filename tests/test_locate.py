@@ -2,7 +2,9 @@
 import csv
 import json
 import math
+import os
 import re
+import shutil
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -28,8 +30,8 @@ from shared.model import PseudoSiamese
 from shared.raster import Reader
 from shared.turned import cut_turned
 from tiles import Tiles
-from tools.locate import windows_of
-from tools.maps import GeoMap, MapFeatures
+from shared.mapping.locator import windows_of
+from shared.mapping.maps import GeoMap, MapFeatures
 
 CPU = torch.device("cpu")
 LEFT, TOP = 500_000.0, 3_800_000.0
@@ -104,19 +106,19 @@ def test_windows_give_what_the_whole_gives(tmp_path, run, monkeypatch):
     image = ground(400)
     image[:, :40] = 0
     file = write_map(tmp_path / "map.tif", image[:, :370], from_origin(LEFT, TOP, 10, 10), nodata=0)
-    monkeypatch.setattr("tools.maps.BLOCK", 160)
+    monkeypatch.setattr("shared.mapping.maps.BLOCK", 160)
     torch.manual_seed(0)
     network = CellNetwork(PseudoSiamese("resnet18", pooling="cells", stages=3).eval(), 8, CPU, nullcontext)
     geo = GeoMap(file, 10.0, Reader("opt"))
     in_blocks = MapFeatures(geo, network, run / "weights.pt", tmp_path / "kept")
     window = in_blocks.window(50, 130, 300, 333)
-    monkeypatch.setattr("tools.maps.BLOCK", 1024)
+    monkeypatch.setattr("shared.mapping.maps.BLOCK", 1024)
     at_once = MapFeatures(geo, network, run / "weights.pt", None).window(50, 130, 300, 333)
     assert window.origin == at_once.origin == (48, 128) and window.cells.shape == at_once.cells.shape == (16, 26, 32)
     assert torch.equal(window.mask, at_once.mask) and (window.cells - at_once.cells).abs().max() < 0.002
     assert at_once.cells.std() > 0.05
-    monkeypatch.setattr("tools.maps.BLOCK", 160)
-    monkeypatch.setattr("tools.maps.map_of", None)                    # what is kept is not made again
+    monkeypatch.setattr("shared.mapping.maps.BLOCK", 160)
+    monkeypatch.setattr("shared.mapping.maps.map_of", None)                    # what is kept is not made again
     again = MapFeatures(geo, network, run / "weights.pt", tmp_path / "kept")
     assert torch.equal(again.window(50, 130, 300, 333).cells, window.cells)
     left = again.window(0, 0, 100, 100)
@@ -352,8 +354,8 @@ def test_a_map_of_many_windows_is_searched_as_a_whole(tmp_path, run, monkeypatch
     geo = GeoMap(write_map(tmp_path / "map.tif", image, from_origin(LEFT, TOP, 10, 10)), 10.0, Reader("opt"))
     network, _ = load_cell_network(run, CPU, nullcontext)
     whole = MapFeatures(geo, network, run / "weights.pt", None)
-    monkeypatch.setattr("tools.maps.BLOCK", 64)
-    monkeypatch.setattr("tools.maps.AT_ONCE", 1)
+    monkeypatch.setattr("shared.mapping.maps.BLOCK", 64)
+    monkeypatch.setattr("shared.mapping.maps.AT_ONCE", 1)
     parted = MapFeatures(geo, network, run / "weights.pt", None)
     for x, y in ((41, 41), (255, 214)):
         answers = []
@@ -446,3 +448,69 @@ def test_a_query_that_changes_in_its_source_is_answered_anew(tmp_path, run):
     assert locate(run, "--query", vrt, map_file=good, out=out).returncode == 0
     has_place = rows_of(out)[0]["status"] in ("located", "ambiguous")
     assert not has_place and not (out / "query.tif").exists(), "what is written follows the status of now"
+
+
+def test_no_answer_lies_beyond_the_radius(tmp_path, run):
+    image = ground(420, seed=3)
+    file = write_map(tmp_path / "map.tif", image, from_origin(LEFT, TOP, 10, 10))
+    write_map(tmp_path / "here.tif", image[200:300, 120:220], from_origin(LEFT + 1200, TOP - 2000, 10, 10))
+    for off, is_within in ((250, True), (600, False)):
+        x, y = LEFT + 1700 + off, TOP - 2500
+        out = tmp_path / f"off {off}"
+        done = locate(run, "--query", tmp_path / "here.tif", "--prior", f"{x},{y}", "--radius", "300", map_file=file,
+                      out=out)
+        assert done.returncode == 0, done.stderr
+        places = [(float(row["x"]), float(row["y"])) for row in rows_of(out) if row["x"]]
+        assert len(places) > 1 and all(math.hypot(a - x, b - y) <= 300.01 for a, b in places)
+        assert (rows_of(out)[0]["status"] == "located") == is_within
+        assert (math.hypot(places[0][0] - LEFT - 1700, places[0][1] - TOP + 2500) < 5) == is_within
+
+
+def test_a_full_disk_is_no_fault_of_the_query(tmp_path, run):
+    """It ends the command in one sentence; the same command goes on, and nothing half done stays."""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    image = ground(200, seed=4)
+    good = write_map(tmp_path / "map.tif", image, from_origin(LEFT, TOP, 10, 10))
+    files = [write_map(tmp_path / f"q{number}.tif", image[40:140, 20 * number:20 * number + 100],
+                       from_origin(LEFT + 200 * number, TOP - 400, 10, 10)) for number in range(2)]
+    out = tmp_path / "out"
+    out.mkdir()
+    os.symlink("/dev/full", out / ".q1.png.part")
+    command = ["--query", *files, "--prior", "own", "--radius", "300", "--tie_points", "4"]
+    done = locate(run, *command, map_file=good, out=out)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {out}/q1.png cannot be written (No space left")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert [row["status"] for row in rows_of(out) if row["rank"] == "1"] == ["located"] and (out / "q1.tif").exists()
+    # What it left of q1 goes, also where q1 has no place any more.
+    write_map(files[1], image[40:140, 20:120] // 100, from_origin(LEFT + 200, TOP - 400, 10, 10))
+    done = locate(run, *command, map_file=good, out=out)
+    assert done.returncode == 0 and "q0: " not in done.stdout
+    assert rows_of(out)[-1]["status"] not in ("located", "ambiguous", "error")
+    assert not list(out.glob("q1.tif")) + list(out.glob("q1.*points*")) + list(out.glob(".*.part"))
+    assert "1 located (90% within" in done.stdout.splitlines()[-1]
+
+
+def test_what_an_answer_does_not_tell_by_itself_is_a_reason(tmp_path, run):
+    image = ground(300, seed=6)
+    with_hole = image.copy()
+    with_hole[90:200, 90:200] = 0
+    file = write_map(tmp_path / "map.tif", with_hole, from_origin(LEFT, TOP, 10, 10), nodata=0)
+    write_map(tmp_path / "in_the_hole.tif", image[100:180, 100:180], from_origin(LEFT + 1000, TOP - 1000, 10, 10))
+    done = locate(run, "--query", tmp_path / "in_the_hole.tif", "--prior", "own", "--radius", "100", map_file=file,
+                  out=tmp_path / "hole")
+    assert done.returncode == 0, done.stderr
+    row = rows_of(tmp_path / "hole")[0]
+    assert row["status"] == "not on this map" and re.match(r"\d+% of what was searched shows nothing", row["reason"])
+    assert "shows nothing" in done.stdout
+    # A cell of this network is 4 px, and a query needs twelve of them for tie points.
+    for side, has_points in ((44, False), (52, True)):
+        write_map(tmp_path / f"of {side}.tif", image[20:20 + side, 220:220 + side],
+                  from_origin(LEFT + 2200, TOP - 200, 10, 10))
+        done = locate(run, "--query", tmp_path / f"of {side}.tif", "--prior", "own", "--radius", "60", "--tie_points",
+                      "9", map_file=file, out=tmp_path / "tied")
+        row = rows_of(tmp_path / "tied")[0]
+        assert row["status"] in ("located", "ambiguous"), row
+        assert row["reason"] == ("" if has_points else "no tie points: 44 x 44 px, and 48 are needed")
+        assert (tmp_path / f"tied/of {side}.points").exists() == has_points
+        shutil.rmtree(tmp_path / "tied")

@@ -13,7 +13,7 @@ from rasterio.transform import Affine, from_origin
 from shared.plumbing.errors import InputError
 from shared.raster import Reader
 from test_localization import ground
-from tools.maps import GeoMap
+from shared.mapping.maps import GeoMap
 
 OPT, SAR = Reader("opt"), Reader("sar")
 LONGITUDE, LATITUDE = -117.0, 34.3
@@ -129,7 +129,7 @@ def test_what_has_no_place_is_one_sentence(tmp_path):
 
 def test_the_header_alone_is_read_to_begin_with(tmp_path, monkeypatch):
     file = write(tmp_path / "x.tif", spot(), UTM, from_origin(*to(UTM, LONGITUDE, LATITUDE), 300, 300))
-    monkeypatch.setattr("tools.maps.read_window", None)
+    monkeypatch.setattr("shared.mapping.maps.read_window", None)
     geo = GeoMap(file, 10.0, SAR)
     assert geo.own_metres == pytest.approx(300, rel=0.001) and (geo.width, geo.height) == (3600, 3600)
 

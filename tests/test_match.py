@@ -14,10 +14,10 @@ from shared.lines import Lines
 from shared.localization import Answer
 from shared.model import PseudoSiamese
 from shared.plumbing.errors import InputError
-from shared.plumbing.files import write_rows
+from shared.plumbing.files import read_rows, write_rows
 from queries import Query
 from test_localization import ground
-from tiles import load_tiles
+from tiles import load_tiles, projection
 from tools.bench import load_script
 from tools.results import write_table
 
@@ -73,6 +73,28 @@ def test_tiles_and_what_is_hidden_of_them(tiled, tmp_path):
     (root / "tiles.csv").write_text("split,tile,left\ntrain,b,1\n")
     with pytest.raises(InputError, match="tile b has no number"):
         load_tiles(root, "train", 2)
+
+
+def test_metres_are_the_grounds(tiled, demo, tmp_path):
+    """A data set counts in a Mercator map's metres, of which 0.5 make one on the ground at 60 degrees."""
+    assert load_tiles(tiled, "test", 2).metres == 10
+    root = shutil.copytree(tiled, tmp_path / "data")
+    rows = read_rows(root / "tiles.csv")
+    north = 8_399_738                                   # of 60 degrees in EPSG:3857, on a sphere
+    for row in rows:
+        row.update(top=float(row["top"]) + north, bottom=float(row["bottom"]) + north)
+    write_rows(root / "tiles.csv", list(rows[0]), rows)
+    crs = projection("EPSG:3395")
+    assert load_tiles(root, "test", 2, crs=crs).metres == pytest.approx(5.0, rel=0.01)
+    assert load_tiles(tiled, "test", 2, crs=crs).metres == pytest.approx(10.0, rel=0.01), "at the equator"
+    for row in rows:
+        row.update(top=1e9, bottom=1e9 - 1360)
+    write_rows(root / "tiles.csv", list(rows[0]), rows)
+    with pytest.raises(InputError, match="--crs EPSG:3395: .* is no place of it"):
+        load_tiles(root, "test", 2, crs=crs)
+    for text, words in (("EPSG:4326", "does not count in metres"), ("EPSG:99999", "is no CRS"), ("x", "is no CRS")):
+        with pytest.raises(argparse.ArgumentTypeError, match=words):
+            projection(text)
 
 
 def test_tiles_csv_whose_zeros_a_spreadsheet_has_eaten(tiled, tmp_path):

@@ -129,13 +129,16 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path):
         pytest.skip("no /dev/full here")
     file = tmp_path / "checkpoint.pt"
     files.write_tensors(file, {"a": torch.ones(3)})
-    os.symlink("/dev/full", f"{file}.part")
+    (tmp_path / "checkpoint.pt.part").write_text("the user's")
+    os.symlink("/dev/full", tmp_path / ".checkpoint.pt.part")
     with pytest.raises(
         InputError,
         match="checkpoint.pt cannot be written .No space left on device.; what was there before is untouched",
     ):
         files.write_tensors(file, {"a": torch.zeros(3)})
     assert torch.equal(files.load_tensors(file, "x")["a"], torch.ones(3))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "checkpoint.pt.part"], "nothing stays"
+    assert (tmp_path / "checkpoint.pt.part").read_text() == "the user's"
 
 
 def test_a_results_folder_that_cannot_be_made(demo, tmp_path):

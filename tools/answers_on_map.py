@@ -3,6 +3,7 @@ import csv
 import glob
 import io
 import json
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -15,7 +16,7 @@ from shared.plumbing.files import append_text, make_folder, write_bytes, write_t
 from shared.raster import SUFFIXES
 from shared.turned import turn
 from tools.figures import CYCLE, SAR, panels, png
-from tools.maps import state_of
+from shared.mapping.maps import state_of
 
 COLUMNS = ("query", "rank", "x", "y", "rotation", "scale", "score", "probability", "radius", "status", "reason")
 OF_A_QUERY = (".tif", ".png", ".points", ".tie_points.csv")           # the files that there may be of a query
@@ -72,6 +73,7 @@ class Journal:
         answered = {line["query"]: line for line in kept[1:] if "rows" in line}
         self.answers = {query: line for query, line in answered.items() if line["rows"][0]["status"] != "error"}
         # Of a query that was begun and not answered the files may be there; an error left none, nor a claim to a name.
+        self.unanswered = {line["query"] for line in kept[1:] if line["query"] not in answered}
         self.names = {line["query"]: line["name"] for line in kept[1:]
                       if line["query"] in self.answers or line["query"] not in answered}
         begun = [{"query": query, "name": name} for query, name in self.names.items()]
@@ -103,6 +105,8 @@ class Journal:
     def begin(self, query):
         """A name for the query's files: neither another query's, nor one of a file that was there already."""
         self._remove_files(self.answers.get(query, {}))               # of a query that has changed since
+        if query in self.unanswered:                                  # what an interruption or a full disk left
+            self._remove_files({"files": [f"{self.names[query]}{suffix}" for suffix in OF_A_QUERY]})
         name, number = self.names.get(query) or Path(query).stem or "query", 1
         while query not in self.names and (name in self.names.values() or self._is_there(name)):
             number += 1
@@ -145,18 +149,19 @@ def _as_csv(rows):
     return text.getvalue()
 
 
-def describe(name, query, answers, search, status, radius, geo):
+def describe(name, query, location, geo):
     """Rows of answers.csv, best first; one without a place where there is no answer."""
-    if not answers:
-        return [{"query": name, "rank": 1, "status": status}]
+    if not location.answers:
+        return [{"query": name, "rank": 1, "status": location.status, "reason": location.reason}]
     rows = []
-    for rank, answer in enumerate(answers, 1):
+    for rank, answer in enumerate(location.answers, 1):
         x, y = geo.to_map(answer.x, answer.y)
         row = {"query": name, "rank": rank, "x": round(x, 7), "y": round(y, 7),
                "rotation": round(answer.rotation % 360, 2), "score": round(answer.score, 4),
-               "probability": round(answer.probability, 4), "status": status if rank == 1 else "alternative"}
+               "probability": round(answer.probability, 4), "status": location.status if rank == 1 else "alternative"}
         if rank == 1:
-            row.update(scale=round(search.zoom_of(answer), 3), radius="" if radius is None else round(radius, 1))
+            row.update(scale=round(location.search.zoom_of(answer), 3), radius=round(location.radius, 1),
+                       reason=location.reason)
         rows.append(row)
     return rows
 
@@ -196,11 +201,20 @@ def shapes_of(query, answers, rows, geo):
 def line_of(rows):
     """What is printed of a query: its first row."""
     row = rows[0]
-    if "x" not in row:
-        return f"{row['query']}: {row['status']}" + (f", {row['reason']}" if row.get("reason") else "")
-    text = (f"{row['query']}: {row['status']}, x {row['x']}, y {row['y']}, rotation {row['rotation']}°, probability "
-            f"{row['probability']}")
-    return text + (f", 90% within {row['radius']} m" if row["radius"] != "" else "")
+    text = f"{row['query']}: {row['status']}"
+    if "x" in row:
+        text += (f", x {row['x']}, y {row['y']}, rotation {row['rotation']}°, probability {row['probability']}, 90% "
+                 f"within {row['radius']} m")
+    return text + (f"; {row['reason']}" if row["reason"] else "")
+
+
+def summary(rows):
+    """One line on the first rows of all queries: how many have which status, and the median radius of the located."""
+    counts = Counter(row["status"] for row in rows)
+    radii = [row["radius"] for row in rows if row["status"] == "located"]
+    median = f" (90% within {np.median(radii):.0f} m in the median)" if radii else ""
+    return ", ".join(f"{count} {status}{median if status == 'located' else ''}"
+                     for status, count in counts.most_common())
 
 
 def warp(query, answer, geo, file, field=None):
@@ -222,9 +236,10 @@ def warp(query, answer, geo, file, field=None):
         write_bytes(file, memory.read())
 
 
-def picture(name, query, answers, search, geo, area, status):
+def picture(name, query, location, geo):
     """PNG: the map about the answers with the heat of the score, footprints of the answer and of the runners-up; and a
     checkerboard of query and map."""
+    answers, search, area = location.answers, location.search, location.area
     corners = np.concatenate([footprint(query, answer) for answer in answers])
     reach = max(query.pixels.shape[:2])
     left, top = np.maximum(corners.min(0) - reach, area[:2]).astype(int)
@@ -234,14 +249,14 @@ def picture(name, query, answers, search, geo, area, status):
     wide.imshow(geo.read(left, top, right - left, bottom - top)[0][::factor, ::factor],
                 extent=(left, right, bottom, top))
     heat, extent = search.heat(answers[0])
-    middle = np.median(heat)
+    middle = np.median(heat[heat > -1])                 # -1: where it cannot be
     heat = ((heat - middle) / max(heat.max() - middle, 1e-9)).clip(0, 1)          # the upper half of the scores shows
     wide.imshow(heat, extent=extent, cmap="inferno", alpha=0.8 * heat)
     for rank, answer in reversed(list(enumerate(answers))):
         outline = footprint(query, answer)
         colour, width = (SAR, 2) if rank == 0 else (CYCLE[5], 1)
         wide.plot(*np.concatenate([outline, outline[:1]]).T, color=colour, linewidth=width)
-    wide.set(xlim=(left, right), ylim=(bottom, top), title=f"{name}: {status}", xticks=(), yticks=())
+    wide.set(xlim=(left, right), ylim=(bottom, top), title=f"{name}: {location.status}", xticks=(), yticks=())
 
     views, masks = turn(query.pixels, [answers[0].rotation], shown=query.shown)
     side = views.shape[1]

@@ -15,6 +15,7 @@ from shared.localization import vertex
 WINDOW = 12                                             # cells a side of what is sought, where the query has so many
 REACH = 3                                               # cells to each side up to which it is sought
 SHIFTS = 4                                              # to a cell, at which the query is seen
+LEAST_OF_A_QUERY = 12                                   # cells a side: of fewer the halves that are sought tell nothing
 MOST_TIE_POINTS = 1024                                  # parts that overlap tell nothing more, and cost memory
 LEAST_CONFIDENCE = 0.5
 NEIGHBOURS, MOST_DEVIATION, NOISE_PX = 8, 3.0, 1.0      # of the test for outliers

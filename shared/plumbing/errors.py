@@ -15,6 +15,10 @@ class InputError(Exception):
     problems = ()
 
 
+class OutputError(InputError):
+    """A file cannot be written: a full disk, a read-only folder. Nothing that was asked for is wrong."""
+
+
 class Interrupted(Exception):
     """The user asked a run to stop; it has written its checkpoint and said so."""
 

@@ -8,23 +8,28 @@ from pathlib import Path
 
 import torch
 
-from shared.plumbing.errors import InputError
+from shared.plumbing.errors import InputError, OutputError
 
 
 def write_bytes(file, content):
     """Write beside, then rename: a reader sees the old file or the new one, never a part.
 
-    Raises InputError where that fails (a full disk, a read-only folder); what was there before stays.
+    Raises OutputError where that fails (a full disk, a read-only folder); what was there before stays.
     """
-    beside = Path(f"{file}.part")
+    # Hidden, since a file of the user's may well be called NAME.part.
+    beside = Path(file).with_name(f".{Path(file).name}.part")
     try:
-        with open(beside, "wb") as out:
-            out.write(content)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(beside, file)
+        try:
+            with open(beside, "wb") as out:
+                out.write(content)
+                out.flush()
+                os.fsync(out.fileno())
+            os.replace(beside, file)
+        except OSError:
+            beside.unlink(missing_ok=True)
+            raise
     except OSError as error:
-        raise InputError(f"{file} cannot be written ({error.strerror}); what was there before is untouched")
+        raise OutputError(f"{file} cannot be written ({error.strerror}); what was there before is untouched")
 
 
 def append_text(file, text):
@@ -32,7 +37,7 @@ def append_text(file, text):
         with open(file, "a", encoding="utf-8") as out:
             out.write(text)
     except OSError as error:
-        raise InputError(f"{file} cannot be written ({error.strerror})")
+        raise OutputError(f"{file} cannot be written ({error.strerror})")
 
 
 def write_text(file, text):

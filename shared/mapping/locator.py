@@ -1,0 +1,233 @@
+"""Where on a map is a SAR image, how is it turned, and can that be trusted: a query is read, sought and judged.
+
+Positions are (x, y) in px of the map's grid, as in shared/localization.py.
+"""
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+from pyproj import CRS
+
+from shared.calibration import load_calibration, texture_of
+from shared.cells import load_cell_network
+from shared.localization import Search, rotations_to_try
+from shared.mapping.maps import GeoMap, MapFeatures, georeference_of
+from shared.plumbing.errors import InputError
+from shared.raster import PLAIN, open_raster
+
+ROTATIONS = {"known": 0, "15": 15, "unknown": 180}      # degrees to both sides
+LEAST_SHOWN = 0.5                                       # of a query that must not be nodata
+LEAST_SIDE = 32                                         # px of the network's that a query shows at least
+COARSEST = 3.3                                          # so large a pixel: 6 of 10 held-out tiles, none wrongly
+FAR = 500_000                                           # metres from the map beyond which a query has a grid of its own
+EMPTY = 0.01                                            # of what is searched; more is told where nothing was found
+WITH_A_PLACE = ("located", "ambiguous")
+
+
+# A query -------------------------------------------------------------------------------------------------------------
+
+class Query:
+    """A query at the network's resolution: its size from the header, its pixels when read() is called.
+
+    file: a path, or what an image is called that is in memory. reader: the SAR images' Reader. resolution: metres of a
+    pixel on the ground, of what has no georeference. geo: the map.
+    width, height: px of `metres` ground metres. own_ratio: metres of its own pixels to that. own_size: (width, height)
+    px of what has no georeference. truth: (x, y) of its middle by its own georeference, px of the map's grid, or None.
+    After read(): pixels (h, w, 3) uint8, shown (h, w) bool, share_shown of its own pixels, and taken, words for what
+    they are in the file.
+    Raises InputError where it cannot be opened or its resolution is not known.
+    """
+
+    def __init__(self, file, resolution, geo, reader):
+        self.file, self.reader, self.truth, self.pixels = file, reader, None, None
+        self.grid = self._grid_of(file, geo)
+        if self.grid:
+            self.own_ratio = self.grid.own_metres / geo.metres
+            self.width, self.height = self.grid.width, self.grid.height
+            middle = self.grid.transform * (self.width / 2, self.height / 2)
+            self.truth = geo.from_crs(*middle, self.grid.crs)
+            return
+        if resolution is None:
+            raise InputError(f"--query {file} does not tell its resolution: give --resolution in metres a pixel")
+        self.own_ratio = resolution / geo.metres
+        self.own_size = size_of(file)
+        self.width, self.height = (max(1, round(side * self.own_ratio)) for side in self.own_size)
+
+    def _grid_of(self, file, geo):
+        with open_raster(file, "--query") as source:
+            place = georeference_of(source)
+        if place is None:
+            return None
+        grid = GeoMap(file, geo.metres, self.reader, "--query")
+        # North is the map's north, unless it lies so far away that the map's projection is of no use there.
+        if geo.metres_from_middle(*grid.to_lonlat(grid.width / 2, grid.height / 2)) < FAR:
+            grid = GeoMap(file, geo.metres, self.reader, "--query", crs=geo.crs)
+        return grid
+
+    def own_pixel(self, x, y):
+        """Px of the file, column and row from its upper left corner, of px of the query as it is seen."""
+        if not self.grid:
+            width, height = self.own_size
+            return x * width / self.width, y * height / self.height
+        return self.grid.place.to_pixel(*self.grid.to_map(x, y))
+
+    def read(self):
+        if self.grid:
+            self.pixels, self.shown = self.grid.read(0, 0, self.width, self.height)
+            height, width = self.grid.place.shape
+            self.share_shown = min(1.0, self.shown.sum() / (height * width * self.own_ratio ** 2))
+            self.taken = self.grid.look[2]
+            return
+        bands, shown, self.taken = self.reader.read_bands(self.file)
+        pixels, self.share_shown = self.reader.to_bytes(bands, shown), shown.mean()
+        method = cv2.INTER_AREA if self.own_ratio < 1 else cv2.INTER_LINEAR
+        size = self.width, self.height
+        self.shown = cv2.resize(shown.astype(np.uint8) * 255, size, interpolation=method) > 254
+        self.pixels = cv2.resize(pixels * shown[..., None], size, interpolation=method) * self.shown[..., None]
+
+
+def size_of(file):
+    """(width, height) in px by a file's header."""
+    with open_raster(file, "--query") as source:
+        size = source.width, source.height
+    if Path(file).suffix.lower() in PLAIN:
+        with Image.open(file) as image:
+            is_turned = image.getexif().get(0x0112, 1) >= 5           # EXIF: by a quarter
+        return size[::-1] if is_turned else size
+    return size
+
+
+def require_truth(query):
+    """InputError where a query does not tell where it lies."""
+    if query.truth is None:
+        raise InputError(f"--query {query.file} has no georeference of its own, as --check and --prior own need")
+
+
+def circle_of(prior, radius, query, geo):
+    """(x, y, radius) in px of the grid. prior: text, `own`, X,Y in the map's CRS, or lon,lat. radius: metres.
+
+    InputError where the prior is not on the map.
+    """
+    if prior == "own":
+        require_truth(query)
+        x, y = query.truth
+    else:
+        try:
+            x, y = (float(part) for part in prior.split(","))
+        except ValueError:
+            raise InputError(f"--prior {prior}: give X,Y in the map's CRS, or lon,lat")
+        is_lonlat = abs(x) <= 180 and abs(y) <= 90
+        x, y = geo.from_crs(x, y, CRS.from_epsg(4326)) if is_lonlat else geo.from_map(x, y)
+    if not (0 <= x <= geo.width and 0 <= y <= geo.height):
+        raise InputError(f"--prior {prior} lies outside the map")
+    return x, y, radius / geo.metres
+
+
+# The answer ----------------------------------------------------------------------------------------------------------
+
+@dataclass
+class Location:
+    """What is answered of a query. status: located, ambiguous, not on this map, too little texture, too much nodata, or
+    resolution does not fit. reason: words that say more, or "". answers: localization.Answer, best first. radius:
+    metres about the first within which the truth lies in nine of ten such cases, or None. search: the Search that
+    found them, or None. area: (left, top, right, bottom), px of the grid that were searched."""
+    status: str
+    reason: str = ""
+    answers: list = field(default_factory=list)
+    radius: float = None
+    search: Search = None
+    area: tuple = None
+
+    @property
+    def has_place(self):
+        return self.status in WITH_A_PLACE
+
+
+class Locator:
+    """A run of code_Con with cells and its calibration, asked where on a map SAR images lie.
+
+    readers: {"opt", "sar"}, by which maps and queries are read. Raises InputError where the run gives no cells or was
+    not calibrated.
+    """
+
+    def __init__(self, run, device, autocast, readers):
+        self.network, _ = load_cell_network(run, device, autocast)
+        self.calibration = load_calibration(run)
+        self.weights, self.readers = Path(run) / "weights.pt", readers
+        self.metres = float(self.calibration.metres)
+
+    def open_map(self, file):
+        """The GeoMap of a file. InputError where its pixels, by its header, are too large for the network."""
+        geo = GeoMap(file, self.metres, self.readers["opt"])
+        if geo.own_metres > COARSEST * geo.metres:
+            raise InputError(f"--map {geo.file} has pixels of {geo.own_metres:.0f} m, and the run learned from "
+                             f"{geo.metres:.0f} m: give a map of at most {COARSEST * geo.metres:.0f} m")
+        return geo
+
+    def features_of(self, geo, folder):
+        """The MapFeatures of a map. folder: that keeps them; None: the memory."""
+        return MapFeatures(geo, self.network, self.weights, folder)
+
+    def open_query(self, file, resolution, geo):
+        """The Query of a file. InputError where, by its header, it cannot lie on the map."""
+        query = Query(file, resolution, geo, self.readers["sar"])
+        if max(query.width, query.height) > max(geo.width, geo.height) or min(query.width, query.height) > min(
+                geo.width, geo.height):
+            raise InputError(f"--query {query.file} shows {query.width} x {query.height} px of the map's "
+                             f"{geo.width} x {geo.height}: cut it, give a larger map, or mend --resolution")
+        if min(query.width, query.height) < LEAST_SIDE:
+            raise InputError(f"--query {query.file} shows {query.width} x {query.height} px of {geo.metres:g} m: give "
+                             f"one of at least {LEAST_SIDE}, or mend --resolution")
+        return query
+
+    def locate(self, query, features, within=0, circle=None):
+        """The Location of a Query, which is read, on the map of MapFeatures.
+
+        within: degrees to both sides by which it may be turned as it is seen, up to 180. circle: (x, y, radius) px of
+        the grid in which its middle lies (default: anywhere).
+        """
+        if query.own_ratio > COARSEST:
+            return Location("resolution does not fit",
+                            f"a pixel is {query.own_ratio:.1f} times as large as those learned from")
+        query.read()
+        if query.share_shown < LEAST_SHOWN:
+            return Location("too much nodata", f"{1 - query.share_shown:.0%} of it")
+        if texture_of(query.pixels[query.shown][None]) < self.calibration.texture:
+            return Location("too little texture")
+        search = Search(self.network, query.pixels, rotations_to_try(within),
+                        self.calibration.scale(min(query.pixels.shape[:2])), query.shown, circle)
+        area, shown, looked_at = area_of(query, circle, features.geo), 0.0, 0
+        for window in windows_of(features, search, query, area):
+            search.look_at(window)
+            shown, looked_at = shown + window.mask.sum().item(), looked_at + window.mask.numel()
+        answers = search.answers()
+        status, radius = self.judge(answers, search)
+        reason, empty = "", 1 - shown / looked_at
+        if status == "not on this map" and empty > EMPTY:
+            reason = f"{empty:.0%} of what was searched shows nothing, and nine tenths of a query must lie on the rest"
+        return Location(status, reason, answers, radius, search, area)
+
+    def judge(self, answers, search):
+        """(status, 90% radius in metres or None)."""
+        if not answers:
+            return "not on this map", None
+        confidence = self.calibration.confidence(search.evidence(answers))
+        status = self.calibration.status(confidence, answers[0].probability)
+        return status, self.calibration.radius(confidence) * self.metres
+
+
+def area_of(query, circle, geo):
+    """(left, top, right, bottom) in px of the grid that hold every place of a query whose middle is in the circle."""
+    if circle is None:
+        return 0, 0, geo.width, geo.height
+    x, y, radius = circle
+    reach = radius + max(query.width, query.height)
+    return max(0, x - reach), max(0, y - reach), min(geo.width, x + reach), min(geo.height, y + reach)
+
+
+def windows_of(features, search, query, area):
+    """The windows of the map that are looked at."""
+    side = max(max(seen.size) * search.cell for seen in search.seen)
+    yield from features.windows(max(side, int(np.ceil(1.5 * max(query.pixels.shape[:2])))), area)
