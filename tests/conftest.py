@@ -7,12 +7,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 
 # The tests' images are too small to share among cores, and processes that do share them wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,6 +54,34 @@ def real():
     if not (REAL / "S1S2align200").is_dir():
         pytest.skip(f"no real pairs: {REAL / 'S1S2align200'} is absent")
     return REAL / "S1S2align200"
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """A network that sees both modalities alike, unlearned, and its calibration: it finds what is the same image."""
+    # Here, since most tests need none of it.
+    import torch
+    from calibrate import calibrate
+    from scaled import TileNetwork
+    from shared.cells import load_cell_network
+    from shared.model import PseudoSiamese
+    from test_localization import ground
+    from tiles import Tiles
+
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    model = PseudoSiamese("resnet18", pooling="cells", stages=1, input="structure")
+    torch.save({**model.settings, "img_size": 64, "model": model.state_dict()}, folder / "weights.pt")
+    images = [ground(256, seed) for seed in range(20, 24)]
+    tiles = Tiles(list("abcd"), images, images, [[]] * 4, 10.0)
+    network, _ = load_cell_network(folder, torch.device("cpu"), nullcontext)
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr("calibrate.ROUNDS", ((100, 0, 10), (100, 180, 1)))
+    calibration, _ = calibrate([(TileNetwork(network, 1.0), tiles)], 10)
+    calibration.texture = np.array(2.0)                               # none of these tiles is flat
+    calibration.save(folder / "calibration.json")
+    monkeypatch.undo()
+    return folder
 
 
 def copy_checkout(folder):

@@ -22,14 +22,11 @@ pyproj = pytest.importorskip("pyproj", reason="requirements-optional.txt is not 
 
 from rasterio.transform import Affine, from_origin
 
-from calibrate import calibrate
-from scaled import TileNetwork
 from shared.cells import CellNetwork, load_cell_network
 from shared.localization import Search
 from shared.model import PseudoSiamese
 from shared.raster import Reader
 from shared.turned import cut_turned
-from tiles import Tiles
 from shared.mapping.locator import windows_of
 from shared.mapping.maps import GeoMap, MapFeatures
 
@@ -44,25 +41,6 @@ def write_map(file, image, transform, crs=UTM, **more):
                        dtype=image.dtype, crs=crs, transform=transform, **more) as out:
         out.write(bands)
     return file
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A network that sees both modalities alike, unlearned, and its calibration: it finds what is the same image."""
-    folder = tmp_path_factory.mktemp("run")
-    torch.manual_seed(0)
-    model = PseudoSiamese("resnet18", pooling="cells", stages=1, input="structure")
-    torch.save({**model.settings, "img_size": 64, "model": model.state_dict()}, folder / "weights.pt")
-    images = [ground(256, seed) for seed in range(20, 24)]
-    tiles = Tiles(list("abcd"), images, images, [[]] * 4, 10.0)
-    network, _ = load_cell_network(folder, CPU, nullcontext)
-    monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setattr("calibrate.ROUNDS", ((100, 0, 10), (100, 180, 1)))
-    calibration, _ = calibrate([(TileNetwork(network, 1.0), tiles)], 10)
-    calibration.texture = np.array(2.0)                               # none of these tiles is flat
-    calibration.save(folder / "calibration.json")
-    monkeypatch.undo()
-    return folder
 
 
 def locate(run, *flags, map_file, out):

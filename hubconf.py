@@ -1,0 +1,14 @@
+"""torch.hub's way in: retriever = torch.hub.load("owner/repo", "optical_sar", run="results/NAME")."""
+try:
+    from shared.retriever import Retriever
+except ModuleNotFoundError as error:
+    if not error.name.startswith("shared"):
+        raise
+    raise ImportError("another module called shared is imported already: load optical_sar before it") from error
+
+dependencies = ["torch", "torchvision", "timm", "numpy", "PIL", "cv2", "rasterio", "pyproj", "sklearn", "tqdm"]
+
+
+def optical_sar(run, device="auto", amp="auto"):
+    """A shared.retriever.Retriever: embed(images, "sar" or "opt"), search(query, gallery, k), locate(query, map)."""
+    return Retriever(run, device, amp)
