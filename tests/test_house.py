@@ -93,35 +93,51 @@ def test_a_layout_is_added_in_one_place(monkeypatch, tmp_path):
 
 # The rows of run.sh --------------------------------------------------------------------------------------------------
 
-RUN_SH = (ROOT / "run.sh").read_text()
-SETTINGS = dict(re.findall(r'\b([A-Z_]+)\+?="([^"$]*)"', RUN_SH))          # of the demo pairs, where there are several
-SETTINGS["MANY"] = "--windows"
-SETTINGS["ACROSS"] = "--windows --region a --target_region b"
-ROWS = re.findall(r"^(row|test_row) +(\S+) +((?:code|tools)[\w/.]*) *(.*)$", RUN_SH, re.M)
-ROWS = [tuple(filter(None, groups)) for groups in ROWS]
+TABLES = {file.stem: file.read_text() for file in sorted((ROOT / "tables").glob("*.sh"))}
+ROWS = [tuple(filter(None, groups)) for text in TABLES.values()
+        for groups in re.findall(r"^(row|test_row) +(\S+) +((?:code|tools)[\w/.]*) *(.*)$", text, re.M)]
+# What the flags' variables stand for, of the demo pairs where there are several values.
+SETTINGS = {"DRAWING": "--windows", "ACROSS": "--windows --region a --target_region b", "TARGET": "right"}
+for text in TABLES.values():
+    for setting, more, value in re.findall(r'\b([A-Z_]+)(\+?)="([^"]*)"', text):
+        if setting not in ("ACROSS", "SOURCE", "TARGET"):
+            SETTINGS[setting] = SETTINGS[setting] + value if more else value
+PROFILES = {"cuda": ("all:",), "demo": ("all:", "cpu:", "demo:"), "real": ("all:", "cpu:", "real:")}
 
 
-def command_of(row):
-    """(script, words) of a row: what run.sh calls, with the demo pairs' settings."""
+def command_of(row, profile="demo"):
+    """(script, words) of a row: what run.sh calls, in one of the PROFILES."""
     kind, name, folder, *rest = row
     words = " ".join(rest).split()
     if kind == "test_row":
         words[0] = f"--run @{words[0]}"
     words = " ".join(words)
-    for setting, value in SETTINGS.items():
-        words = re.sub(rf"\${setting}\b", value, words)
-    assert "$" not in words, words
+    while "$" in words:
+        words = re.sub(r"\$([A-Z_]+)", lambda match: SETTINGS[match[1]], words)
+    kept, of = [], "all:"
+    for word in words.split():
+        if word in ("all:", "cpu:", "demo:", "real:"):
+            of = word
+        elif of in PROFILES[profile]:
+            kept.append(word)
     script_name = "" if folder.endswith(".py") else "train.py" if kind == "row" else "test.py"
     file = ROOT / folder / script_name
     data = ["--data_path", "x"] if kind == "row" else []
-    profile = ["--recipe", "cpu"] if file.name.startswith("train") else []
-    return file, [*data, *profile, "--result_path", "x", *words.split()]
+    recipe = ["--recipe", "cpu"] if file.name.startswith("train") and profile != "cuda" else []
+    return file, [*data, *recipe, "--result_path", "x", *kept]
+
+
+def test_run_sh_is_short_and_its_tables_are_read():
+    assert len((ROOT / "run.sh").read_text().splitlines()) <= 120
+    assert "ablation" in TABLES and all("row " in text and text.startswith("# ") for text in TABLES.values())
+    assert len(ROWS) > 80
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[1])
-def test_every_row_of_run_sh_has_flags_that_its_script_takes(row, monkeypatch):
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_row_of_run_sh_has_flags_that_its_script_takes(row, profile, monkeypatch):
     """What a table that is seldom asked for would trip over."""
-    file, words = command_of(row)
+    file, words = command_of(row, profile)
     assert {word[1:] for word in words if word.startswith("@")} <= {other[1] for other in ROWS}
     monkeypatch.setattr("sys.argv", ["script", *words])
     load_script(file).arguments()

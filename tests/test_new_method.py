@@ -1,4 +1,4 @@
-"""The promise that a new method edits its folder and run.sh, nothing else: a made-up one that needs all there is.
+"""The promise that a new method edits its folder and a table, nothing else: a made-up one that needs all there is.
 
 Its own flags; the numbers of a batch's places; feature maps; extra modules, checkpointed and left out at test time;
 pretraining without evaluation, and --init with a finished run; a row that needs another row's run; a second data set
@@ -18,12 +18,11 @@ import torch
 
 from conftest import ROOT, copy_checkout, run_sh, script
 
-ROWS = """
-table memory
+ROWS = """\
+# A made-up method.
 row memory-drawn code_Memory --pretrain
 row memory code_Memory --init @memory-drawn --unpaired_path {target} --lambda_memory 0.2
 test_row memory-turned code_Memory memory --first 3
-
 """
 EPOCHS, PLACES = 4, 24
 # Without AMP, so that runs of one and of two sittings are the same on every processor.
@@ -32,17 +31,14 @@ SMALL = f"--img_size 32 --batch_size 8 --epochs {EPOCHS} --amp off"
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory, demo):
-    """A copy of the repository with one folder more, and its rows in run.sh."""
+    """A copy of the repository with one folder more, and a table of its rows."""
     folder = copy_checkout(tmp_path_factory.mktemp("checkout") / "repository")
     before = contents(folder)
     shutil.copytree(ROOT / "tests/new_method/code_Memory", folder / "code_Memory")
-    text = (folder / "run.sh").read_text()
-    place = "# What is asked for ---"
-    assert place in text
-    (folder / "run.sh").write_text(text.replace(place, ROWS.format(target=demo) + place))
+    (folder / "tables/memory.sh").write_text(ROWS.format(target=demo))
     yield folder
     changed = {file for file, content in contents(folder).items() if before.get(file) != content}
-    own = {"run.sh", *(f"code_Memory/{name}.py" for name in ("train", "test", "exemplars"))}
+    own = {"tables/memory.sh", *(f"code_Memory/{name}.py" for name in ("train", "test", "exemplars"))}
     assert changed == own, "no other folder was edited"
 
 
@@ -52,7 +48,7 @@ def contents(folder):
             if file.relative_to(folder).parts[0] != "results"}
 
 
-def test_a_new_method_is_a_folder_and_its_lines_in_run_sh(checkout, demo):
+def test_a_new_method_is_a_folder_and_the_lines_of_a_table(checkout, demo):
     run = checkout / "results/demo/memory/seed0"
     settings = {"DATA_PATH": str(demo), "FLAGS": SMALL}
     environment = {**os.environ, "PYTHON": sys.executable, **settings, "TABLES": "memory"}
@@ -109,10 +105,10 @@ def test_tables_and_rows_are_asked_for_by_name(checkout, demo):
         return done.stderr
 
     message = refused(TABLES="memory absent")
-    assert "TABLES names absent, but run.sh has the tables ablation" in message and message.endswith(" memory\n")
-    text = (checkout / "run.sh").read_text()
-    (checkout / "run.sh").write_text(text.replace("--init @memory-drawn", "--init @absent"))
+    assert "TABLES names absent, but run.sh has the tables ablation" in message and " memory " in message
+    text = (checkout / "tables/memory.sh").read_text()
+    (checkout / "tables/memory.sh").write_text(text.replace("--init @memory-drawn", "--init @absent"))
     try:
         assert "row memory starts from absent, but run.sh has no such row" in refused(ROWS="memory")
     finally:
-        (checkout / "run.sh").write_text(text)
+        (checkout / "tables/memory.sh").write_text(text)

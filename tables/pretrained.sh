@@ -1,0 +1,17 @@
+# From ImageNet, where the author starts, also on a machine that can download nothing but packages: docs/pretrained.md.
+# The rates were chosen on held-out tiles, for two loss terms and for twelve.
+IMAGENET="--arch timm:tf_efficientnet_lite0 --init lite0 demo: --epochs 2 all:"
+LITE="$IMAGENET cpu: --layer4_stride 2 --lr_head 0.05 all:"
+TWO="cpu: --lr 0.1" TWELVE="cpu: --lr 0.05"
+
+row structure                            code_Structure/test.py
+row lite0-triplet                        code $LITE $TWO
+row lite0-triplet+exchange               code_Aux --channel_exchange $LITE $TWELVE
+row lite0-triplet+exchange+guided        code_Aux --channel_exchange --guided_filter $LITE $TWELVE
+row lite0-triplet+adv                    code_Adv $LITE $TWO
+row lite0-triplet+adv+exchange           code_Adv --channel_exchange $LITE $TWELVE
+row lite0-triplet+adv+exchange+guided    code_Adv --channel_exchange --guided_filter $LITE $TWELVE
+row lite0-triplet+adv+exchange-normalize code_Adv --channel_exchange --no_normalize $LITE $TWELVE
+row lite0-sharing-3                      code_Adv --channel_exchange --specify_num 3 $LITE $TWELVE
+row lite0-sharing-5                      code_Adv --channel_exchange --specify_num 5 $LITE $TWELVE
+row lite0-contrastive                    code_Con $DRAWING $IMAGENET
