@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from conftest import ROOT, script
+from scaled import load_tile_network
 from shared.calibration import CALIBRATION, Calibration, load_calibration
 from shared.cells import load_cell_network
 from shared.embeddings import made_by
@@ -77,7 +78,15 @@ def test_it_is_half_as_large_and_says_the_same(run, packed, demo):
 
 def test_paths_of_this_machine_stay_here(run, packed, demo):
     assert str(demo) in json.dumps(read_settings(run)) and str(demo.parent) not in json.dumps(read_settings(packed))
-    assert read_settings(packed) == {**read_settings(run), "data_path": "data/demo"}
+    assert read_settings(packed) == {**read_settings(run), "data_path": "data/demo", "crop": 200}
+
+
+def test_tiles_are_seen_at_the_scale_that_it_learned_at(run, packed, demo, tmp_path):
+    """Also where the data set that it learned from is not there."""
+    assert load_tile_network(packed, "nowhere", CPU, None).factor == 32 / 200
+    assert load_tile_network(run, demo, CPU, None).factor == 32 / 200
+    with pytest.raises(InputError, match="holds no train images"):
+        load_tile_network(run, tmp_path, CPU, None)
 
 
 def test_scripts_take_it_by_name(run, packed, demo, tmp_path):
