@@ -5,6 +5,7 @@ import cv2
 import numpy as np
 
 from shared.cells import CellNetwork, load_cell_network
+from shared.finished_run import read_settings
 from shared.layouts import crop_of
 from shared.localization import Search, map_of, rotations_to_try
 
@@ -39,6 +40,10 @@ class TileNetwork:
 
 
 def load_tile_network(folder, data_path, device, autocast):
-    """The TileNetwork of a finished run for the tiles of a data set. InputError where the run gives no cells."""
+    """The TileNetwork of a finished run for tiles at the scale of the data set that it learned from.
+
+    data_path: that data set, where the run does not tell the side of its crops, as packed ones do. InputError where the
+    run gives no cells.
+    """
     network, img_size = load_cell_network(folder, device, autocast)
-    return TileNetwork(network, img_size / crop_of(data_path))
+    return TileNetwork(network, img_size / (read_settings(folder).get("crop") or crop_of(data_path)))

@@ -34,10 +34,11 @@ from unseen import add_halves, unseen_by
 from shared import options
 from shared.calibration import RIGHT_PX, load_calibration
 from shared.fingerprint import fingerprint
-from shared.finished_run import read_settings, require_row_of
+from shared.finished_run import read_settings, require_row_of, seconds_of
 from shared.layouts import find_data
 from shared.lines import Lines
 from shared.localization import Answer
+from shared.packed import outputs_of
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import write_text
@@ -62,7 +63,8 @@ NAMES = {0: "known", 15: "within 15°", 180: "unknown"}
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
-    parser.add_argument("--run", required=True, type=Path, help="the folder of a run of code_Con/train.py")
+    parser.add_argument("--run", required=True, type=Path,
+                        help="a run of code_Con/train.py: its folder, or packed by tools/pack.py")
     parser.add_argument("--method", choices=METHODS, default="cells")
     add_halves(parser)
     parser.add_argument("--calibration", type=Path, metavar="FOLDER",
@@ -126,7 +128,7 @@ def test(args):
         return
     tested = Tested(args)
     tiles = tested.tiles
-    displaced, lines = [], Lines((args.result_path or args.run) / f"lines_{args.method}.json", args)
+    displaced, lines = [], Lines((args.result_path or outputs_of(args.run)) / f"lines_{args.method}.json", args)
     if args.method != "trust":
         displaced = [displacement(opt, sar) for opt, sar in zip(tiles.opt, tiles.sar)]
     for side in args.sides:
@@ -152,7 +154,7 @@ def test(args):
             seconds = (time.perf_counter() - start) / len(queries)
             lines.add({"side": side, "map": kind, "rotation": NAMES[within],
                        **figures(queries, answers, displaced, tiles.metres), "seconds": round(seconds, 2)})
-    metrics = {"lines": lines.lines, "seconds": json.loads((args.run / "metrics.json").read_text())["seconds"],
+    metrics = {"lines": lines.lines, "seconds": seconds_of(args.run),
                "evaluated_on": "validation" if args.validation else "test"}
     if displaced:
         error = np.mean([error for _, error in displaced], 0)
@@ -165,7 +167,7 @@ def test(args):
         write_text(args.result_path / "args.json", json.dumps({**tested.settings, **origin}, indent=1))
         write_text(file, json.dumps(metrics, indent=1))
     else:
-        write_text(args.run / f"test_{args.method}.json", json.dumps(metrics, indent=1))
+        write_text(outputs_of(args.run) / f"test_{args.method}.json", json.dumps(metrics, indent=1))
     lines.file.unlink(missing_ok=True)
 
 

@@ -22,6 +22,7 @@ from shared import options
 from shared.dataset import hold_out, load_splits, to_float
 from shared.finished_run import read_settings
 from shared.model import load_model
+from shared.packed import outputs_of
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import write_figure, write_text
@@ -65,12 +66,14 @@ def test(args):
     print(f"{len(pairs)} places, chance {100 / len(pairs):.2f}%")
     shares = ", ".join(f"{name} {value:.2f}%" for name, value in figures.items())
     print(f"nearest neighbour is the same place: {shares}")
-    write_text(args.run / "test.json", json.dumps({**figures, "data_path": str(data_path), "split": split}, indent=1))
+    folder = outputs_of(args.run)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "test.json", json.dumps({**figures, "data_path": str(data_path), "split": split}, indent=1))
     for modality, images in pairs.images.items():
         shares = areas_of_boxes(model, images, modality, device)
         text = ", ".join(f"k {threshold}: {100 * share:.0f}%" for threshold, share in zip(THRESHOLDS, shares))
         print(f"{NAMES[modality]}: boxes cover on average {text} of the image")
-    draw_boxes(model, pairs, args.places, device, args.run / "pictures/boxes.png")
+    draw_boxes(model, pairs, args.places, device, folder / "pictures/boxes.png")
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from shared.localization import EVIDENCE
+from shared.packed import has_file, text_of
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import write_text
 
@@ -85,14 +86,14 @@ def scale_at(side, sides, scales):
 
 
 def load_calibration(folder):
-    """The Calibration of a run's folder. InputError where there is none."""
+    """The Calibration of a run, a folder or a packed file. InputError where there is none."""
     file = Path(folder) / CALIBRATION
-    if not file.is_file():
+    if not has_file(folder, CALIBRATION):
         raise InputError(f"{folder} has no {CALIBRATION}, which tells how sure its answers are: python "
                          f"code_Match/calibrate.py --run {folder} --halves A B makes it (or, of a run with --validate, "
                          "without --halves)")
     try:
-        return Calibration(**json.loads(file.read_text()))
+        return Calibration(**json.loads(text_of(folder, CALIBRATION)))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file} cannot be used ({error!r}): python code_Match/calibrate.py makes it anew")
 

@@ -8,6 +8,7 @@ from shared.evaluate import format_metrics
 from shared.fingerprint import fingerprint
 from shared.layouts import find_data, list_split
 from shared.model import load_model
+from shared.packed import outputs_of, text_of
 from shared.plumbing import distributed
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import InputError
@@ -24,10 +25,10 @@ class FinishedRun:
     """
 
     def __init__(self, args):
-        self.args, self.folder, self.row = args, args.run, args.result_path
+        self.args, self.run, self.folder, self.row = args, args.run, outputs_of(args.run), args.result_path
         self.tested = bool(self.row) and is_tested(self.row)
         if self.tested:
-            require_row_of(self.row, self.folder, self._path_of(read_settings(self.folder)), tta=args.tta)
+            require_row_of(self.row, self.run, self._path_of(read_settings(self.run)), tta=args.tta)
             print_row(self.row)
             return
         self.device = distributed.start(choose_device(args.device))
@@ -68,21 +69,21 @@ class FinishedRun:
         origin = {"data_path": str(self.data_path), "tta": self.args.tta}
         if not self.row:
             print(format_metrics(metrics))
+            self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.folder / "test.json", json.dumps({**metrics, **origin}, indent=1))
             return
-        seconds = json.loads((self.folder / "metrics.json").read_text())["seconds"]
-        settings = {**self.settings, **origin, "run": str(self.folder)}
-        write_row(self.row, settings, metrics, seconds, pairs, found)
+        settings = {**self.settings, **origin, "run": str(self.run)}
+        write_row(self.row, settings, metrics, seconds_of(self.run), pairs, found)
 
     def save_embeddings(self, query, gallery, pairs, **flags):
-        """Write the embeddings of a split to embeddings/ in the run's folder.
+        """Write the embeddings of a split to embeddings/ in the run's folder (shared/packed.py: outputs_of).
 
         flags: what, besides --tta, they depend on that is no part of the run.
         """
         if not self.is_first_process:
             return
         folder = self.folder / "embeddings"
-        source = made_by(self.folder, tta=self.args.tta, **flags_of(self.readers), **flags)
+        source = made_by(self.run, tta=self.args.tta, **flags_of(self.readers), **flags)
         listing = list_split(find_data(self.data_path), self.split, [])
         sar = {name: image for name, (_, image) in listing.sar.items()}
         sar_rows = rows_of(pairs.sar_names, sar, pairs.sar_place, pairs.positions)
@@ -140,12 +141,22 @@ def write_row(row, settings, metrics, seconds, pairs, found):
 
 
 def read_settings(folder):
-    """The arguments of a run, as its args.json holds them. InputError where there are none."""
-    file = Path(folder) / "args.json"
+    """The arguments of a run, a folder or a packed file, as its args.json holds them. InputError where there are none.
+    """
     try:
-        return json.loads(file.read_text())
+        return json.loads(text_of(folder, "args.json"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read ({error}): it tells how the run was made; bring it back")
+        raise InputError(f"{Path(folder) / 'args.json'} cannot be read ({error}): it tells how the run was made; bring "
+                         "it back")
+
+
+def seconds_of(run):
+    """Seconds that the training of a run took. InputError where it does not tell."""
+    try:
+        return json.loads(text_of(run, "metrics.json"))["seconds"]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{Path(run) / 'metrics.json'} cannot be read ({error!r}): the command that trained the run "
+                         "writes it at the end")
 
 
 def rows_of(names, images, places, positions):

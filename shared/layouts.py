@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from shared.plumbing.errors import InputError
+from shared.plumbing.errors import InputError, several
 from shared.plumbing.files import load_tensors, read_rows
 from shared.raster import SUFFIXES, Reader
 
@@ -310,6 +310,10 @@ def list_images(folder, problems):
 
 
 def crop_of(data_path, split="train"):
-    """Side in px of a data set's crops, as their files hold them."""
-    listing = list_split(find_data(data_path), split, [])
+    """Side in px of a data set's crops, as their files hold them. InputError where there are none."""
+    problems = []
+    listing = list_split(find_data(data_path), split, problems)
+    if not listing.opt:
+        raise several(f"{data_path} holds no {split} images, whose side tells at which scale a run has learned:",
+                      problems)
     return len(read_image(next(iter(listing.opt.values()))))

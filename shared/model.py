@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from shared.backbones import PACKAGES, TIMM, build_backbone, keep_resolution, published_weights
+from shared.packed import WEIGHTS, is_packed, unpack
 from shared.plumbing import distributed
 from shared.plumbing.depthwise import use_float32_depthwise
 from shared.plumbing.errors import InputError
@@ -157,7 +158,10 @@ def build_model(args, device):
 
 
 def load_model(folder, device):
-    """The model of a finished run, in evaluation mode, and its image size. InputError where the folder holds none."""
+    """The model of a finished run, a folder or a packed file, in evaluation mode, and its image size.
+
+    InputError where there is none.
+    """
     model, img_size = _read_run(Path(folder), "--run")
     return _onto(model, device).eval(), img_size
 
@@ -184,8 +188,13 @@ def embedding_width(model, img_size):
 
 
 def require_run(folder, flag):
-    """The weights.pt of a finished run. InputError where the folder holds none."""
-    file = folder / "weights.pt"
+    """The file that holds the weights of a finished run: its weights.pt, or the packed file that it is.
+
+    InputError where the folder holds none.
+    """
+    if folder.is_file():
+        return folder
+    file = folder / WEIGHTS
     if not file.is_file():
         begun = (folder / "args.json").is_file()
         state = "an unfinished run: the command that began it goes on" if begun else "no run"
@@ -195,7 +204,7 @@ def require_run(folder, flag):
 
 def _read_run(folder, flag):
     file = require_run(folder, flag)
-    saved = load_tensors(file, flag)
+    saved = unpack(file, flag)[WEIGHTS] if file == folder else load_tensors(file, flag)
     if isinstance(saved, dict) and "widths" in saved:
         raise InputError(f"{file} is of a matcher for positions alone, as code_Match once trained them: positions come "
                          "of a run of code_Con/train.py now; give such a one")
@@ -214,7 +223,7 @@ def _read_run(folder, flag):
 
 
 def initialize(model, init):
-    """Fill the backbone: `imagenet`, a name of PACKAGES, `none`, a finished run's folder, or the file of a state dict.
+    """Fill the backbone: `imagenet`, a name of PACKAGES, `none`, a finished run, or the file of a state dict.
 
     imagenet: the weights that torchvision or timm publishes. PACKAGES (shared/backbones.py): those that pip brings.
     A run gives its stages, each modality's to the same modality, and not its embedding. A state dict, by torchvision's
@@ -231,6 +240,9 @@ def initialize(model, init):
         _initialize_from_run(model, Path(init))
         return
     state = published_weights(arch, init) if is_published else load_tensors(init, "--init")
+    if is_packed(state):
+        _initialize_from_run(model, Path(init))
+        return
     backbone = build_backbone(arch)
     try:
         backbone.network.load_state_dict(_backbone_of(state, backbone.network, init))

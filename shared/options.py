@@ -228,12 +228,13 @@ def testing(description):
     """The parser of a test.py."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
-    parser.add_argument("--run", required=True, type=Path, help="the folder of a run")
+    parser.add_argument("--run", required=True, type=Path, help="the folder of a run, or a packed one (tools/pack.py)")
     parser.add_argument("--data_path", help="another data set than the run's own")
     add_reading(parser)
     add_tta(parser)
     parser.add_argument("--result_path", type=Path,
-                        help="write the figures there, as a row of the table (default: test.json in the run's folder)")
+                        help="write the figures there, as a row of the table (default: test.json in the run's folder, "
+                             "of a packed one in results/NAME)")
     parser.add_argument("--save_embeddings", action="store_true",
                         help="write the embeddings to the run's folder, as .npy")
     add_device(parser)

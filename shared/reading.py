@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from shared.packed import has_file, text_of
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import write_text
 from shared.raster import Reader
@@ -33,17 +34,17 @@ def save_readers(folder, readers, tones):
 def readers_of_run(folder, args=None, is_own_data=True):
     """The Readers for images that a finished run is to see: its own data set's, or any others', brought to its tones.
 
-    args: whose --bands, --sar_bands and --scale win, where they are given; or None. InputError where the folder's
-    reading.json is damaged; a run from before there was one has read bytes.
+    folder: or a packed file. args: whose --bands, --sar_bands and --scale win, where they are given; or None.
+    InputError where the reading.json is damaged; a run from before there was one has read bytes.
     """
-    file = Path(folder) / READING
     readers = dict(READERS)
-    if file.is_file():
+    if has_file(folder, READING):
         try:
-            readers = {name: _reader(**content) for name, content in json.loads(file.read_text()).items()}
+            content = json.loads(text_of(folder, READING))
+            readers = {name: _reader(**settings) for name, settings in content.items()}
         except (ValueError, TypeError, AttributeError) as error:
-            raise InputError(f"{file} cannot be read ({error!r}): it tells how the training images were read; bring it "
-                             "back")
+            raise InputError(f"{Path(folder) / READING} cannot be read ({error!r}): it tells how the training images "
+                             "were read; bring it back")
     if not is_own_data:
         readers = {name: replace(reader, bands=None, scale="auto", stretch=None) for name, reader in readers.items()}
     if args is not None:

@@ -89,7 +89,7 @@ def copy_checkout(folder):
     ignored = shutil.ignore_patterns(".git", ".venv", "results", "__pycache__", ".pytest_cache", ".ruff_cache")
 
     def ignore(path, names):
-        is_data_set = Path(path).parent == ROOT / "data"
+        is_data_set = Path(path).parent == ROOT / "data" and Path(path).name != "example"
         made = {name for name in names if name not in ("prepare.py", "README.md")} if is_data_set else set()
         return made | ignored(path, names)
 

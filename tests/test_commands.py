@@ -17,7 +17,8 @@ from shared.plumbing.errors import InputError
 from test_house import ROWS, TABLES, command_of
 from tools.bench import load_script
 
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("data/*/README.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("data/*/README.md"),
+                    *ROOT.glob("models/README.md")])
 SOURCES = sorted([*ROOT.glob("code*/*.py"), *ROOT.glob("shared/**/*.py"), *ROOT.glob("tools/*.py"),
                   *ROOT.glob("data/**/*.py")])
 COMMAND = re.compile(r"\b(python|torchrun) |bash run\.sh")

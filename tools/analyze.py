@@ -33,7 +33,7 @@ from shared.finished_run import read_settings
 from shared.layouts import find_data, read_pairs_csv
 from shared.model import load_model
 from shared.plumbing.device import autocast, choose_device
-from shared.plumbing.errors import run_script
+from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import read_rows, write_text
 from shared.reading import readers_of_run
 from tools.figures import CYCLE, GREEN, MARKERS, OPT, ORANGE, PURPLE, SAR, SKY, known_values, panels, save
@@ -323,6 +323,9 @@ def arguments():
 
 
 def main(args):
+    files = [str(run) for run in args.run if run.is_file()]
+    if files:
+        raise InputError(f"--run {' '.join(files)}: a packed run tells nothing of its epochs; give the folder of a run")
     device = choose_device(args.device)
     models = [load_model(run, device) for run in args.run]            # a folder without a run is named before the work
     analyses = [analyze(run, *model, args, device) for run, model in zip(args.run, models)]

@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's
 
 from shared import options
 from shared.mapping.locator import ROTATIONS, Locator, circle_of, require_truth
+from shared.model import require_run
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import InputError, OutputError, run_script
 from shared.plumbing.files import write_bytes, write_text
@@ -41,7 +42,8 @@ from tools.tie_points import rows_of_points, table_text
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
-    parser.add_argument("--run", required=True, type=Path, help="a finished run of code_Con/train.py, calibrated")
+    parser.add_argument("--run", required=True, type=Path,
+                        help="a finished run of code_Con/train.py, calibrated; or a packed one (tools/pack.py)")
     parser.add_argument("--map", required=True)
     parser.add_argument("--query", required=True, nargs="+", help="files, folders, globs")
     options.add_reading(parser)
@@ -117,7 +119,7 @@ def main(args):
 
 def settings_of(args, geo):
     """What answers depend on beside the query, for json."""
-    weights = hashlib.sha256((args.run / "weights.pt").read_bytes()).hexdigest()[:16]
+    weights = hashlib.sha256(require_run(args.run, "--run").read_bytes()).hexdigest()[:16]
     return {"run": weights, "map": geo.identity, "sar_bands": args.sar_bands, "scale": args.scale,
             **{name: str(getattr(args, name)) for name in
                ("resolution", "rotation", "prior", "radius", "tie_points", "top_k", "check")}}

@@ -181,10 +181,10 @@ def is_our_csv(file):
 
 
 def choose_picture(picture, run):
-    """The picture's file, or None where none is wanted; in the current folder where the run's is read-only."""
+    """The picture's file, or None where none is wanted; in the current folder where the run is a file, or read-only."""
     if picture == Path("none"):
         return None
-    if picture is None and can_be_written_to(run):
+    if picture is None and run.is_dir() and can_be_written_to(run):
         return run / "search.png"
     picture = picture or Path("search.png")
     if picture.suffix.lower() not in FORMATS:
@@ -209,7 +209,7 @@ def position_text(row):
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
-    parser.add_argument("--run", type=Path, required=True, help="the folder of a run")
+    parser.add_argument("--run", type=Path, required=True, help="the folder of a run, or a packed one (tools/pack.py)")
     parser.add_argument("--gallery", type=Path, required=True, help="a folder of optical images, or of embeddings")
     parser.add_argument("--query", type=Path, nargs="+", required=True, help="SAR images, folders of them, or globs")
     parser.add_argument("-k", type=options.positive, default=5, help="answers of each query")

@@ -26,7 +26,7 @@ from shared import options
 from shared.cells import ROTATIONS, ZOOMS, CellMaps, StructureCells, cell_side, embed_cells, find_window
 from shared.dataset import load_splits, resize
 from shared.evaluate import embed, search
-from shared.finished_run import read_settings
+from shared.finished_run import read_settings, seconds_of
 from shared.layouts import crop_of, find_data, layout_of
 from shared.lines import Lines
 from shared.model import load_model
@@ -46,7 +46,7 @@ NEAR_PX = 8.0                                           # and half a cell
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
-    parser.add_argument("--run", type=Path, help="the folder of a run (default: the descriptor, nothing learned)")
+    parser.add_argument("--run", type=Path, help="a run (default: the descriptor, nothing learned)")
     parser.add_argument("--data_path", help="what the run learned from, where that has moved; needed without --run")
     parser.add_argument("--worlds", type=Path, metavar="FOLDER",
                         help="a folder of data sets (default: the folder worlds beside --data_path, if there is one)")
@@ -92,7 +92,7 @@ def main(args):
         anywhere = Anywhere(world, model, scale, device, mixed, args.turn_and_scale)
         for kind in left:
             lines.add({"world": world.name, "windows": kind, **anywhere.figures(*KINDS[kind], args.queries)})
-    seconds = json.loads((args.run / "metrics.json").read_text())["seconds"] if args.run else 0.0
+    seconds = seconds_of(args.run) if args.run else 0.0
     write_text(args.result_path / "args.json", json.dumps({**settings, "data_path": str(home), "run": str(args.run)}))
     write_text(file, json.dumps({"lines": lines.lines, "seconds": seconds, "evaluated_on": "test"}, indent=1))
     lines.file.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from shared.calibration import load_calibration, texture_of
 from shared.cells import load_cell_network
 from shared.localization import Search, rotations_to_try
 from shared.mapping.maps import GeoMap, MapFeatures, georeference_of
+from shared.model import require_run
 from shared.plumbing.errors import InputError
 from shared.raster import PLAIN, open_raster
 
@@ -148,14 +149,14 @@ class Location:
 class Locator:
     """A run of code_Con with cells and its calibration, asked where on a map SAR images lie.
 
-    readers: {"opt", "sar"}, by which maps and queries are read. Raises InputError where the run gives no cells or was
-    not calibrated.
+    run: its folder, or a packed file. readers: {"opt", "sar"}, by which maps and queries are read. Raises InputError
+    where the run gives no cells or was not calibrated.
     """
 
     def __init__(self, run, device, autocast, readers):
         self.network, _ = load_cell_network(run, device, autocast)
         self.calibration = load_calibration(run)
-        self.weights, self.readers = Path(run) / "weights.pt", readers
+        self.weights, self.readers = require_run(Path(run), "--run"), readers
         self.metres = float(self.calibration.metres)
 
     def open_map(self, file):

@@ -1,0 +1,51 @@
+"""A finished run is a folder, or one file that holds what others read of it: tools/pack.py makes one of the other.
+
+The file is a dictionary of tensors and text, read with weights_only=True: {"weights.pt": as in the folder, but
+convolutions and matrices in float16, "args.json": its text, and so on for those of TEXTS that the run has}.
+"""
+import errno
+import os
+from pathlib import Path
+
+from shared.plumbing.errors import InputError
+from shared.plumbing.files import load_tensors
+
+WEIGHTS = "weights.pt"
+TEXTS = ("args.json", "metrics.json", "reading.json", "calibration.json")
+
+
+def is_packed(saved):
+    """Whether what a file holds is a packed run."""
+    return isinstance(saved, dict) and isinstance(saved.get(WEIGHTS), dict) and "args.json" in saved
+
+
+def unpack(file, flag="--run"):
+    """The dictionary that a packed run is. InputError where the file is none."""
+    saved = load_tensors(file, flag)
+    if not is_packed(saved):
+        raise InputError(f"{flag} {file} is no packed run, as tools/pack.py makes them: give such a file, or the "
+                         "folder of a run")
+    return saved
+
+
+def has_file(run, name):
+    """Whether a run, a folder or a packed file, has a file of that name."""
+    run = Path(run)
+    return name in unpack(run) if run.is_file() else (run / name).is_file()
+
+
+def text_of(run, name):
+    """The text of a file of a run, which is a folder or a packed file. OSError where it has none or cannot be read."""
+    run = Path(run)
+    if not run.is_file():
+        return (run / name).read_text()
+    saved = unpack(run)
+    if name not in saved:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{run}, {name}")
+    return saved[name]
+
+
+def outputs_of(run):
+    """The folder for what is made of a run where no flag names one: its own; of a packed file NAME.pt results/NAME."""
+    run = Path(run)
+    return Path("results") / run.stem if run.is_file() else run
