@@ -1,5 +1,6 @@
-"""torch.hub's way in: retriever = torch.hub.load("owner/repo", "optical_sar", run="results/NAME")."""
+"""torch.hub's way in: retriever = torch.hub.load("owner/repo", "optical_sar")."""
 try:
+    from shared.packed import SHIPPED
     from shared.retriever import Retriever
 except ModuleNotFoundError as error:
     if not error.name.startswith("shared"):
@@ -9,6 +10,9 @@ except ModuleNotFoundError as error:
 dependencies = ["torch", "torchvision", "timm", "numpy", "PIL", "cv2", "rasterio", "pyproj", "sklearn", "tqdm"]
 
 
-def optical_sar(run, device="auto", amp="auto"):
-    """A shared.retriever.Retriever: embed(images, "sar" or "opt"), search(query, gallery, k), locate(query, map)."""
+def optical_sar(run=SHIPPED, device="auto", amp="auto"):
+    """A shared.retriever.Retriever: embed(images, "sar" or "opt"), search(query, gallery, k), locate(query, map).
+
+    run: the folder of a finished run, or a packed file (default: the network that comes with the repository).
+    """
     return Retriever(run, device, amp)

@@ -28,7 +28,7 @@ class Retriever:
     Bytes are taken as they are. An array of one channel and other numbers (dB, amplitude, 16 bits) is stretched as a
     file's are (docs/data.md); three channels of floats in [0, 1] are a picture, as torchvision has it. Arrays are
     (H, W), (H, W, 3) or (3, H, W).
-    run: a folder of a finished run. device: a name of torch's, or auto. amp: as --amp takes it.
+    run: the folder of a finished run, or a packed file. device: a name of torch's, or auto. amp: as --amp takes it.
     Raises InputError where the run is none, or the device is not there.
     """
 

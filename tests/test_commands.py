@@ -21,7 +21,7 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("
                     *ROOT.glob("models/README.md")])
 SOURCES = sorted([*ROOT.glob("code*/*.py"), *ROOT.glob("shared/**/*.py"), *ROOT.glob("tools/*.py"),
                   *ROOT.glob("data/**/*.py")])
-COMMAND = re.compile(r"\b(python|torchrun) |bash run\.sh")
+COMMAND = re.compile(r"\b(python|torchrun) |bash (run|locate)\.sh")
 END = "\x1e"                                            # stands after the words of a command
 BASH = r"""
 set -u
@@ -45,7 +45,7 @@ def lines_of(text):
     """The commands of a docstring or a comment, and the variables before them, without what is said of them."""
     chosen, goes_on = [], False
     for line in text.splitlines():
-        if goes_on or re.match(r" *([A-Z_]+=\S.*)?((python|torchrun) |bash run\.sh)| +[A-Z_]+=", line):
+        if goes_on or re.match(r" *([A-Z_]+=\S.*)?((python|torchrun) |bash (run|locate)\.sh)| +[A-Z_]+=", line):
             chosen.append(line)
             goes_on = line.endswith("\\")
     return ["\n".join(chosen)] if chosen else []
@@ -103,12 +103,15 @@ def parse(script, words, monkeypatch):
     loaded(script).arguments()
 
 
-@pytest.mark.parametrize("file", [*DOCUMENTS, *SOURCES, ROOT / "run.sh"], ids=lambda file: str(file.relative_to(ROOT)))
+@pytest.mark.parametrize("file", [*DOCUMENTS, *SOURCES, ROOT / "run.sh", ROOT / "locate.sh"],
+                         ids=lambda file: str(file.relative_to(ROOT)))
 def test_printed_commands_are_taken(file, monkeypatch, capsys):
     for program, *words in commands_of(file):
-        if program == "bash":
+        if program == "bash" and words[3] != "locate.sh":
             check_run_sh(words, file, monkeypatch)
             continue
+        if program == "bash":                           # locate.sh hands its flags on; without any it has its own
+            words = ["tools/locate.py", *(words[4:] or ["--map", "x", "--query", "x"])]
         while program == "torchrun" and words[0].startswith("-"):
             words = words[1:]
         if not words[0].startswith("-"):                # python -m and -c are others' programs
@@ -134,8 +137,9 @@ def check_run_sh(words, file, monkeypatch):
 # That it can fail ----------------------------------------------------------------------------------------------------
 
 def test_most_of_what_is_printed_is_found():
-    found = {file: len(commands_of(file)) for file in [*DOCUMENTS, *SOURCES, ROOT / "run.sh"]}
-    assert sum(found.values()) > 200 and found[ROOT / "run.sh"] == 6 and found[ROOT / "README.md"] >= 8
+    found = {file: len(commands_of(file)) for file in [*DOCUMENTS, *SOURCES, ROOT / "run.sh", ROOT / "locate.sh"]}
+    assert sum(found.values()) > 200 and found[ROOT / "run.sh"] == 6 and found[ROOT / "locate.sh"] == 2
+    assert found[ROOT / "README.md"] >= 8
     assert found[ROOT / "code_Adapt/train.py"] == 5 and found[ROOT / "docs/running.md"] >= 4
 
 

@@ -10,8 +10,6 @@ import torch
 from PIL import Image
 from rasterio.transform import from_origin
 
-pytest.importorskip("pyproj", reason="requirements-optional.txt is not installed")
-
 from conftest import ROOT
 from shared.plumbing.errors import InputError
 from test_locate import LEFT, TOP, locate, write_map

@@ -10,25 +10,22 @@ from types import SimpleNamespace
 
 import cv2
 import numpy as np
+import pyproj
 import pytest
-import torch
-
-from conftest import script
-from test_localization import displaced, ground
-
 import rasterio
 import rasterio.shutil
-pyproj = pytest.importorskip("pyproj", reason="requirements-optional.txt is not installed")
-
+import torch
 from rasterio.transform import Affine, from_origin
 
+from conftest import script
 from shared.cells import CellNetwork, load_cell_network
 from shared.localization import Search
+from shared.mapping.locator import windows_of
+from shared.mapping.maps import GeoMap, MapFeatures
 from shared.model import PseudoSiamese
 from shared.raster import Reader
 from shared.turned import cut_turned
-from shared.mapping.locator import windows_of
-from shared.mapping.maps import GeoMap, MapFeatures
+from test_localization import displaced, ground
 
 CPU = torch.device("cpu")
 LEFT, TOP = 500_000.0, 3_800_000.0

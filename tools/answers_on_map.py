@@ -11,6 +11,7 @@ import numpy as np
 import rasterio
 from rasterio.transform import from_origin
 
+from shared.mapping.locator import WITH_A_PLACE
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import append_text, make_folder, write_bytes, write_text
 from shared.raster import SUFFIXES
@@ -202,7 +203,7 @@ def line_of(rows):
     """What is printed of a query: its first row."""
     row = rows[0]
     text = f"{row['query']}: {row['status']}"
-    if "x" in row:
+    if row["status"] in WITH_A_PLACE:
         text += (f", x {row['x']}, y {row['y']}, rotation {row['rotation']}°, probability {row['probability']}, 90% "
                  f"within {row['radius']} m")
     return text + (f"; {row['reason']}" if row["reason"] else "")

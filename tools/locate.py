@@ -1,12 +1,14 @@
 """Where on a map is a SAR image, how is it turned, and can that be trusted?
 
+    python tools/locate.py --map map.tif --query sar.tif
     python tools/locate.py --run results/NAME --map map.tif --query sar.tif [sar2.png ...] --resolution 10
     python tools/locate.py --run results/NAME --map map.tif --query FOLDER --out answers
     python tools/locate.py --run results/NAME --map map.tif --query sar.tif --prior -118.2,34.1 --radius 3000
     python tools/locate.py --run results/NAME --map map.tif --query sar.tif --check
     python tools/locate.py --run results/NAME --map map.tif --query sar.tif --prior own --radius 500 --tie_points 64
 
---run: a run of code_Con/train.py with --pooling cells, calibrated by code_Match/calibrate.py. The map is whatever GDAL
+--run: a run of code_Con/train.py with --pooling cells, calibrated by code_Match/calibrate.py; without it the network
+that comes with the repository (models/README.md). The map is whatever GDAL
 opens that is georeferenced, in any CRS or by control points, in any kind of numbers (docs/data.md), read in windows of
 ground metres; its cells are kept in --cache and used again. A query is the same, and is then seen north up; or an image
 without a georeference, with --resolution (metres of a pixel on the ground). Rotations are those of the query as it is
@@ -29,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's
 from shared import options
 from shared.mapping.locator import ROTATIONS, Locator, circle_of, require_truth
 from shared.model import require_run
+from shared.packed import SHIPPED
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import InputError, OutputError, run_script
 from shared.plumbing.files import write_bytes, write_text
@@ -42,8 +45,9 @@ from tools.tie_points import rows_of_points, table_text
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
-    parser.add_argument("--run", required=True, type=Path,
-                        help="a finished run of code_Con/train.py, calibrated; or a packed one (tools/pack.py)")
+    parser.add_argument("--run", type=Path, default=SHIPPED,
+                        help="a finished run of code_Con/train.py, calibrated; or a packed one (default: "
+                             f"{SHIPPED.parent.name}/{SHIPPED.name})")
     parser.add_argument("--map", required=True)
     parser.add_argument("--query", required=True, nargs="+", help="files, folders, globs")
     options.add_reading(parser)

@@ -31,6 +31,7 @@ from shared.embeddings import (holds_embeddings, made_by, read_embeddings, reuse
 from shared.evaluate import FEATURES, embed, first_answers
 from shared.layouts import SUFFIXES, list_images, read_pairs_csv
 from shared.model import load_model
+from shared.packed import SHIPPED
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import InputError, run_script, several
 from shared.plumbing.files import can_be_written_to, make_folder, require_ours, write_rows
@@ -209,7 +210,8 @@ def position_text(row):
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
-    parser.add_argument("--run", type=Path, required=True, help="the folder of a run, or a packed one (tools/pack.py)")
+    parser.add_argument("--run", type=Path, default=SHIPPED,
+                        help="the folder of a run, or a packed one (default: that of models/)")
     parser.add_argument("--gallery", type=Path, required=True, help="a folder of optical images, or of embeddings")
     parser.add_argument("--query", type=Path, nargs="+", required=True, help="SAR images, folders of them, or globs")
     parser.add_argument("-k", type=options.positive, default=5, help="answers of each query")

@@ -23,7 +23,7 @@ LEAST_SHOWN = 0.5                                       # of a query that must n
 LEAST_SIDE = 32                                         # px of the network's that a query shows at least
 COARSEST = 3.3                                          # so large a pixel: 6 of 10 held-out tiles, none wrongly
 FAR = 500_000                                           # metres from the map beyond which a query has a grid of its own
-EMPTY = 0.01                                            # of what is searched; more is told where nothing was found
+EMPTY = 0.1                                             # of what is searched; more is told where nothing was found
 WITH_A_PLACE = ("located", "ambiguous")
 
 
