@@ -28,7 +28,12 @@ def structure(images):
     III (channel features of orientated gradients).
     """
     check_images("structure", images)
-    return torch.cat([GAIN * (part - part.mean((2, 3), keepdim=True)) for part in _directions(images)])
+    return torch.cat([_centred(part) for part in _directions(images)])
+
+
+def structure_of_any_size(images):
+    """The same, of all images at once and with nothing kept from one size to the next: as tools/export.py needs it."""
+    return _centred(_directions_of_portion(images, _Matrices))
 
 
 def structure_image(images):
@@ -40,19 +45,23 @@ def structure_image(images):
     return torch.cat([part[:, ::ORIENTATIONS // 3] for part in _directions(images)])
 
 
+def _centred(channels):
+    return GAIN * (channels - channels.mean((2, 3), keepdim=True))
+
+
 def _directions(images):
     """Portion by portion of the images, their channels of unit length in each pixel, (b, ORIENTATIONS, H, W)."""
     # A portion at a time on a CPU, so that the maps between input and output stay in the cache: twice as fast.
     portion = max(1, CACHED_PIXELS // images[0, 0].numel()) if images.device.type == "cpu" else max(1, len(images))
     for part in images.split(portion):
         with torch.autocast(images.device.type, enabled=False):
-            yield _directions_of_portion(part.float())
+            yield _directions_of_portion(part.float(), _matrices)
 
 
-def _directions_of_portion(images):
+def _directions_of_portion(images, matrices):
     # A blur or a mask is a product with a banded matrix from the left (down the columns) and one from the right (along
     # the rows): many times faster on a CPU than a convolution of one channel.
-    down, along = (_matrices(side, images.device) for side in images.shape[-2:])
+    down, along = (matrices(side, images.device) for side in images.shape[-2:])
     weights = torch.tensor(GREY, device=images.device).view(1, 3, 1, 1)
     grey = (images * weights).sum(1, keepdim=True)                                        # B x 1 x H x W
     along_x = down.smooth @ (grey @ along.difference.T)
@@ -91,7 +100,8 @@ def _gaussian(sigma):
 
 def _banded(side, kernel):
     """The matrix (side, side) whose product with a column filters it by an odd kernel, its borders mirrored."""
-    radius, period = len(kernel) // 2, max(1, 2 * (side - 1))
+    radius = len(kernel) // 2
+    period = torch.full((), max(1, 2 * (side - 1)))     # a tensor: ONNX has no remainder by what a shape tells
     at = (torch.arange(side)[:, None] + torch.arange(-radius, radius + 1)) % period
     at = torch.where(at < side, at, period - at)
     return torch.zeros(side, side).scatter_add_(1, at, kernel.expand(side, -1))

@@ -17,10 +17,10 @@ class SmallMapConv2d(nn.Conv2d):
     """A 3 x 3 convolution with padding 1, any stride, no bias. Parameters, names and results are nn.Conv2d's."""
 
     def forward(self, x):
-        columns = next((n for n in SIDE_BY_SIDE if len(x) % n == 0), 1)
-        if x.device.type != "cpu" or x.dtype != torch.bfloat16 or x.shape[3] > WIDEST or columns == 1:
+        if x.device.type != "cpu" or x.dtype != torch.bfloat16 or x.shape[3] > WIDEST:
             return super().forward(x)
-        return self.side_by_side(x, columns)
+        columns = next((n for n in SIDE_BY_SIDE if len(x) % n == 0), 1)
+        return self.side_by_side(x, columns) if columns > 1 else super().forward(x)
 
     def side_by_side(self, x, columns):
         """The same, `columns` images in each wide map; the batch is a multiple of that."""
