@@ -18,11 +18,11 @@ IS_THERE = all(importlib.util.find_spec(name) for name in ("onnxscript", "onnxru
 needs_onnx = pytest.mark.skipif(not IS_THERE, reason="requirements-optional.txt is not installed")
 
 
-def make_run(folder, **settings):
+def make_run(folder, arch="resnet18", **settings):
     folder.mkdir()
     torch.manual_seed(0)
     settings = {"specify_num": 1, "pooling": "cells", "stages": 1, "input": "both", **settings}
-    model = PseudoSiamese("resnet18", **settings)
+    model = PseudoSiamese(arch, **settings)
     for parameter in model.sar_stages.parameters():     # they begin as the optical ones
         parameter.data += 0.1 * torch.randn_like(parameter)
     model(torch.rand(4, 3, 32, 32), torch.rand(4, 3, 32, 32))         # batch norm has seen something
@@ -87,6 +87,8 @@ def test_structure_of_any_size_is_structure():
 def test_what_has_no_such_form_is_refused(tmp_path):
     with pytest.raises(InputError, match="has --pooling grid"):
         export(make_run(tmp_path / "grid", pooling="grid"), tmp_path / "out")
+    with pytest.raises(InputError, match="lite0, whose padding depends on the image's size"):
+        export(make_run(tmp_path / "lite0", "timm:tf_efficientnet_lite0", input="rgb"), tmp_path / "out")
 
 
 def test_what_is_not_installed_is_named(monkeypatch):

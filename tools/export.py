@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's
 import numpy as np
 import torch
 import torch.nn.functional as F
+from timm.layers import Conv2dSame
 from torch import nn
 
 from shared.model import INPUTS, load_model
@@ -45,6 +46,9 @@ def main(args):
     except ImportError as error:
         raise InputError(f"{error.name} is not installed: pip install -r requirements-optional.txt")
     model, img_size = load_model(args.run, torch.device("cpu"))
+    if any(isinstance(module, Conv2dSame) for module in model.modules()):
+        raise InputError(f"--run {args.run} has --arch {model.settings['arch']}, whose padding depends on the image's "
+                         "size (TensorFlow's): torch's exporter takes forever over that; give a run with another")
     if model.settings["pooling"] == "grid":
         raise InputError(f"--run {args.run} has --pooling grid, whose averages ONNX has of one size alone: give a run "
                          "with --pooling cells, max or avg")
