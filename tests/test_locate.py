@@ -114,8 +114,9 @@ def test_a_planted_query_is_located_and_a_foreign_one_is_not(tmp_path, run):
     assert done.returncode == 0, done.stderr
     with open(out / "answers.csv") as table:
         rows = list(csv.DictReader(table))
-    assert list(rows[0]) == ["query", "rank", "x", "y", "rotation", "scale", "score", "probability", "radius", "status",
-                             "reason"]
+    assert list(rows[0]) == ["query", "rank", "x", "y", "crs", "rotation", "scale", "score", "probability", "radius",
+                             "status", "reason"]
+    assert {row["crs"] for row in rows} == {UTM}
     assert rows[0]["status"] == "located" and float(rows[0]["rotation"]) == 0
     assert math.hypot(float(rows[0]["x"]) - (LEFT + 1700), float(rows[0]["y"]) - (TOP - 2500)) < 5
     assert "from its own georeference" in done.stdout and float(rows[0]["scale"]) == pytest.approx(1, abs=0.03)

@@ -12,14 +12,16 @@ ground metres; its cells are kept in --cache and used again. A query is the same
 without a georeference, with --resolution (metres of a pixel on the ground). Rotations are those of the query as it is
 seen. Several files, folders and globs are a list of queries. Writes to --out, as the answers come: answers.csv and
 answers.jsonl, of each query a picture (NAME.png) and, where there is a place, the query warped onto the map (NAME.tif),
-and at the end answers.geojson. With --tie_points also where parts of it lie, each by itself (NAME.tie_points.csv, and
-NAME.points for QGIS), by which NAME.tif is then warped. The same command again goes on; --fresh starts over. "not on
-this map" is an answer; "error" is a query that could not be read, with the reason, and makes the exit status 2.
+and at the end answers.geojson and, with geopandas, answers.gpkg. With --tie_points also where parts of it lie, each by
+itself (NAME.tie_points.csv, and NAME.points for QGIS), by which NAME.tif is then warped. The same command again goes
+on; --fresh starts over. "not on this map" is an answer; "error" is a query that could not be read, with the reason, and
+makes the exit status 2.
 """
 import argparse
 import hashlib
 import sys
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +35,8 @@ from shared.plumbing.errors import InputError, OutputError, run_script
 from shared.plumbing.files import write_bytes, write_text
 from shared.reading import readers_of_run
 from shared.turned import difference_of_angles
-from tools.answers_on_map import Journal, describe, line_of, list_queries, picture, shapes_of, summary, warp
+from tools.answers_on_map import (PACKAGE, Journal, describe, line_of, list_queries, picture, shapes_of, summary, warp,
+                                  write_package)
 from tools.tie_points import LEAST_OF_A_QUERY, MOST_TIE_POINTS, Field, find_tie_points, part_side, points_text
 from tools.tie_points import rows_of_points, table_text
 
@@ -109,10 +112,20 @@ def main(args):
             print(line_of(rows) + (check(query, location, geo) if args.check else ""), flush=True)
         journal.add(file, rows, shapes)
     journal.close()
+    written = [journal.folder / "answers.csv", "answers.geojson", *layers(journal, geo)]
     firsts = [journal.answers[file]["rows"][0] for file in files]
-    print(f"{summary(firsts)}: {args.out}/answers.csv, answers.geojson")
+    print(f"{summary(firsts)}: {', '.join(map(str, written))}")
     if Counter(row["status"] for row in firsts)["error"]:
         sys.exit(2)
+
+
+def layers(journal, geo):
+    """[the name of the GeoPackage], which is written where geopandas is installed."""
+    if find_spec("geopandas") is None:
+        print(f"no {PACKAGE} without geopandas: pip install -r requirements-optional.txt", file=sys.stderr)
+        return []
+    write_package(journal.claim(PACKAGE), journal.shapes, geo)
+    return [PACKAGE]
 
 
 def settings_of(args, geo):

@@ -196,7 +196,7 @@ def points_text(rows, geo):
     rows: as rows_of_points gives them.
     """
     text = io.StringIO()
-    text.write(f"#CRS: {geo.place.crs.to_wkt()}\n")
+    text.write(f"#CRS: {geo.map_crs.to_wkt()}\n")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for row in rows:

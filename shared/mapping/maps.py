@@ -45,12 +45,13 @@ EDGE = np.linspace(0, 1, 9)                             # where along its edges 
 @dataclass
 class Georeference:
     """Where a raster of shape (height, width) lies. crs: pyproj's. transform: px to the CRS, or None where there are
-    control points, gcps. meridian: from which longitudes are counted, in those of the file."""
+    control points, gcps. meridian: from which longitudes are counted, in those of the file, whose CRS is then `own`."""
     crs: CRS
     shape: tuple
     transform: Affine = None
     gcps: list = None
     meridian: float = 0.0
+    own: CRS = None
 
     def to_crs(self, columns, rows):
         """(2, N) x and y of px (N) and (N), counted from the upper left corner."""
@@ -90,8 +91,9 @@ class Georeference:
                                   f"+pm={meridian} +no_defs")
         if self.gcps:
             gcps = [GroundControlPoint(point.row, point.col, point.x - meridian, point.y) for point in self.gcps]
-            return Georeference(crs, self.shape, gcps=gcps, meridian=meridian)
-        return Georeference(crs, self.shape, Affine.translation(-meridian, 0) * self.transform, meridian=meridian)
+            return Georeference(crs, self.shape, gcps=gcps, meridian=meridian, own=self.crs)
+        transform = Affine.translation(-meridian, 0) * self.transform
+        return Georeference(crs, self.shape, transform, meridian=meridian, own=self.crs)
 
 
 def georeference_of(source):
@@ -280,6 +282,11 @@ class GeoMap:
         grid = [self.crs.to_wkt(), list(self.transform), self.metres]
         return [state_of(self.file), source.name, lies, grid, repr(self.look[0]), self.look[1]]
 
+    @property
+    def map_crs(self):
+        """The map's CRS, which to_map gives coordinates in."""
+        return self.place.own or self.place.crs
+
     def to_map(self, x, y):
         """Px of the grid -> coordinates in the map's CRS."""
         x, y = self._to_map.transform(*(self.transform * (x, y)))
@@ -291,6 +298,9 @@ class GeoMap:
 
     def to_lonlat(self, x, y):
         return self._to_lonlat.transform(*(self.transform * (x, y)))
+
+    def from_lonlat(self, longitude, latitude):
+        return ~self.transform * self._to_lonlat.transform(longitude, latitude, direction="INVERSE")
 
     def metres_from_middle(self, longitude, latitude):
         """Metres over the Earth from the grid's middle to a place."""
