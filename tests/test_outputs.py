@@ -1,26 +1,34 @@
 """What tools/locate.py leaves for other programs: layers, control points, the query itself with them, a page."""
 import json
 import sqlite3
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from test_localization import ground
 from test_locate import LEFT, TOP, UTM, locate, rows_of, write_map
 
+import rasterio
 pyproj = pytest.importorskip("pyproj", reason="requirements-optional.txt is not installed")
 
+from rasterio.control import GroundControlPoint
+from rasterio.enums import Resampling
 from rasterio.transform import from_origin
+from rasterio.warp import reproject
 
 from shared.localization import Answer
+from shared.mapping.locator import Query
 from shared.mapping.maps import GeoMap
-from shared.plumbing.errors import OutputError
+from shared.plumbing.errors import InputError, OutputError
 from shared.raster import Reader
 from tools import locate as locate_tool
 from tools.answers_on_map import AT_THE_END, shapes_of, write_package
+from tools.control_points import copy_with_points, points_of_answer, warp_by_points
+from tools.tie_points import turned_to
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +139,199 @@ def test_what_is_written_at_the_end_is_ours_or_not_written(answered, tmp_path):
             assert done.returncode == 2 and f"holds {name}, which is not of this tool" in done.stderr, done.stderr
         assert (killed / name).read_text() == "my own\n"
         (killed / name).unlink()
+
+
+# Control points ------------------------------------------------------------------------------------------------------
+
+def read_points(file):
+    """(the CRS, (N, 8) rows) of a .points file as QGIS reads it."""
+    crs, header, *lines = file.read_text().splitlines()
+    assert header == "mapX,mapY,sourceX,sourceY,enable,dX,dY,residual"
+    return crs.removeprefix("#CRS: "), np.array([[float(value) for value in line.split(",")] for line in lines])
+
+
+def test_points_of_a_query_are_its_corners_and_centre(answered):
+    crs, points = read_points(answered.out / "here.points")
+    assert pyproj.CRS(crs) == pyproj.CRS(UTM) and (points[:, 4] == 1).all() and (points[:, 5:] == 0).all()
+    assert points[:, 2:4].tolist() == [[0, 0], [100, 0], [100, -100], [0, -100], [50, -50]]
+    row = rows_of(answered.out)[0]
+    assert points[4, :2] == pytest.approx((float(row["x"]), float(row["y"])), abs=1e-3)
+    assert points[:4, :2] - points[4, :2] == pytest.approx(500 * np.array([[-1, 1], [1, 1], [1, -1], [-1, -1]]), abs=1)
+    assert not (answered.out / "water.points").exists(), "no place, no points"
+
+
+def bent_query(folder):
+    """A query that lies by control points on a curve, as a radar's swath does, of 400 x 300 px."""
+    points = [GroundControlPoint(row, column, LEFT + 10 * (column + (row - 150) ** 2 / 2000), TOP - 10 * row)
+              for column in (0, 200, 400) for row in (0, 75, 150, 225, 300)]
+    with rasterio.open(folder / "bent.tif", "w", driver="GTiff", width=400, height=300, count=1, dtype="float32",
+                       crs=UTM, gcps=points) as out:
+        out.write(np.random.default_rng(0).normal(size=(1, 300, 400)).astype(np.float32))
+    return folder / "bent.tif"
+
+
+def test_points_follow_a_query_whose_own_place_is_bent(tmp_path):
+    geo = GeoMap(write_map(tmp_path / "map.tif", ground(500), from_origin(LEFT, TOP, 10, 10)), 10.0, Reader("opt"))
+    query = Query(bent_query(tmp_path), None, geo, Reader("sar"))
+    query.read()
+    answer = Answer(0, *query.truth, 0.0, 0.5)
+    rows = points_of_answer(query, answer, geo)
+    assert len(rows) == 25
+    for row in rows:
+        place = LEFT + 10 * (row["column"] + (row["row"] - 150) ** 2 / 2000), TOP - 10 * row["row"]
+        assert (row["map_x"], row["map_y"]) == pytest.approx(place, abs=2), "to a fifth of a pixel"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_points_are_counted_in_the_file_as_it_is_stored(tmp_path, orientation):
+    """Not as EXIF turns it: GDAL does not know of that."""
+    stored = np.zeros((60, 80, 3), np.uint8)
+    stored[10:14, 20:24] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(tmp_path / "query.jpg", exif=exif, quality=100)
+    geo = GeoMap(write_map(tmp_path / "map.tif", ground(100), from_origin(LEFT, TOP, 10, 10)), 10.0, Reader("opt"))
+    query = Query(tmp_path / "query.jpg", 20.0, geo, Reader("sar"))
+    query.read()
+    rows, columns = np.nonzero(query.pixels[..., 0] > 128)
+    seen = columns.mean() + 0.5, rows.mean() + 0.5
+    assert query.own_pixel(*seen) == pytest.approx((22, 12), abs=0.2)
+    assert query.seen_pixel(22, 12) == pytest.approx(seen, abs=0.4)
+    assert query.file_size == (80, 60)
+
+
+# The query itself ----------------------------------------------------------------------------------------------------
+
+SPOT = (37, 61)                                         # row and column of what is looked for
+
+
+def queries_of_all_kinds(folder, image):
+    """{name: a query's file} that shows 100 x 100 px of a map and a spot, and what else there may be in a file."""
+    row, column = SPOT
+    view = image[200:300, 120:220].astype(np.float32).mean(2)
+    place = {"transform": from_origin(LEFT + 1200, TOP - 2000, 10, 10), "crs": UTM, "driver": "GTiff", "width": 100,
+             "height": 100}
+    decibels = view / 10 - 25
+    decibels[:9] = np.nan
+    decibels[row - 1:row + 2, column - 1:column + 2] = 30
+    with rasterio.open(folder / "decibels.tif", "w", dtype="float32", count=1, nodata=np.nan, **place) as out:
+        out.write(decibels, 1)
+        out.descriptions = ["VV"]
+        out.update_tags(AREA_OR_POINT="Point", ACQUIRED="2019-08-01", TIFFTAG_IMAGEDESCRIPTION="of a test")
+        out.update_tags(1, UNIT="dB")
+        out.update_tags(ns="RPC", **dict.fromkeys(("LINE_OFF", "SAMP_OFF", "LAT_OFF", "LONG_OFF", "HEIGHT_OFF"), "1"))
+    both = np.stack([view * 100 + 1, view * 0 + 7]).astype(np.uint16)
+    both[:, row - 1:row + 2, column - 1:column + 2] = 60_000
+    with rasterio.open(folder / "two.tif", "w", dtype="uint16", count=2, nodata=0, **place) as out:
+        out.write(both)
+        out.scales, out.offsets = (0.01, 0.5), (0, -3)
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+        with rasterio.open(folder / "masked.tif", "w", dtype="uint16", count=1, **place) as out:
+            out.write(both[:1])
+            out.write_mask(np.arange(100)[None].repeat(100, 0) < 95)
+    plain = (0.4 * view).astype(np.uint8)
+    plain[row - 1:row + 2, column - 1:column + 2] = 255
+    cv2.imwrite(str(folder / "plain.png"), plain)
+    return {name: folder / f"{name}" for name in ("decibels.tif", "two.tif", "masked.tif", "plain.png")}
+
+
+def spot_of(file, band=1):
+    """(x, y) in the CRS of the brightest spot of a GeoTIFF."""
+    with rasterio.open(file) as source:
+        bands = np.nan_to_num(source.read(band).astype(float), nan=-1e3)
+        rows, columns = np.nonzero(bands > 0.5 * bands.max())
+        return source.transform * (columns.mean() + 0.5, rows.mean() + 0.5)
+
+
+@pytest.fixture(scope="module")
+def warped(run, tmp_path_factory):
+    """Queries of all kinds, located and warped."""
+    folder = tmp_path_factory.mktemp("warped")
+    image = ground(420, seed=3)
+    write_map(folder / "map.tif", image, from_origin(LEFT, TOP, 10, 10))
+    files = queries_of_all_kinds(folder, image)
+    prior = ["--prior", f"{LEFT + 1700},{TOP - 2500}", "--radius", "300"]
+    done = locate(run, "--query", *files.values(), "--resolution", "10", "--warp", *prior, "--scale", "db",
+                  map_file=folder / "map.tif", out=folder / "out")
+    assert done.returncode == 0, done.stderr
+    assert {row["status"] for row in rows_of(folder / "out") if row["rank"] == "1"} == {"located"}
+    return SimpleNamespace(files=files, out=folder / "out")
+
+
+@pytest.mark.parametrize("name", ["decibels.tif", "two.tif", "masked.tif", "plain.png"])
+def test_the_query_itself_has_control_points_and_is_warped_by_them(warped, name):
+    stem = name.split(".")[0]
+    files = warped.files[name], warped.out / f"{stem}.gcps.tif", warped.out / f"{stem}.warped.tif"
+    with ExitStack() as stack:
+        own, copy, by_them = (stack.enter_context(rasterio.open(file)) for file in files)
+        assert copy.transform.is_identity and copy.crs is None and not copy.tags(ns="RPC")
+        points, crs = copy.gcps
+        assert len(points) == 5 and crs == UTM == by_them.crs and by_them.transform.a == pytest.approx(10, abs=0.1)
+        np.testing.assert_array_equal(copy.read(), own.read())
+        np.testing.assert_array_equal(copy.read_masks(), own.read_masks())
+        for written in (copy, by_them):
+            assert written.dtypes == own.dtypes and written.descriptions == own.descriptions
+            assert written.nodata == own.nodata or np.isnan([written.nodata, own.nodata]).all()
+            assert (written.scales, written.offsets) == (own.scales, own.offsets)
+            assert written.colorinterp == own.colorinterp
+            kept = {**own.tags(), "AREA_OR_POINT": "Area"}
+            assert written.tags() == kept and written.tags(1) == own.tags(1)
+        # As gdalwarp sees the copy.
+        values = np.zeros((200, 200), np.float32)
+        transform = from_origin(LEFT + 700, TOP - 1500, 10, 10)
+        reproject(rasterio.band(copy, 1), values, gcps=points, src_crs=crs, dst_transform=transform, dst_crs=UTM,
+                  dst_nodata=-1e3, resampling=Resampling.bilinear)
+        rows, columns = np.nonzero(values > 0.5 * values.max())
+        seen = transform * (columns.mean() + 0.5, rows.mean() + 0.5)
+        shown = own.read_masks(1).mean()
+        assert by_them.read_masks(1).mean() == pytest.approx(shown, rel=0.05), "what shows nothing stays so"
+    row, column = SPOT
+    answer = next(row for row in rows_of(warped.out) if row["query"] == stem)
+    assert float(answer["rotation"]) == 0
+    # Where the answer puts it, which is within a few metres of where it lies.
+    true = float(answer["x"]) + 10 * (column + 0.5 - 50), float(answer["y"]) - 10 * (row + 0.5 - 50)
+    for place in (seen, spot_of(warped.out / f"{stem}.warped.tif")):
+        assert np.hypot(*np.subtract(place, true)) < 5, "half a pixel"
+
+
+def test_a_turned_query_of_finer_pixels_too(tmp_path):
+    """By an answer that turns it, in a CRS of degrees, by a polynomial and exactly through each point, in blocks."""
+    geo = GeoMap(write_map(tmp_path / "map.tif", ground(300), from_origin(-117.0, 34.4, 1e-4, 1e-4), "EPSG:4326"), 10.0,
+                 Reader("opt"))
+    plain = np.full((740, 600), 40, np.uint8)
+    plain[600:605, 520:525] = 250
+    cv2.imwrite(str(tmp_path / "plain.png"), plain)
+    query = Query(tmp_path / "plain.png", 2.0, geo, Reader("sar"))
+    query.read()
+    answer = Answer(0, 140.0, 120.0, 25.0, 0.5)
+    rows = points_of_answer(query, answer, geo)
+    true = turned_to(np.array([[522.5 / 5, 602.5 / 5]]), query.pixels.shape, answer)[0]
+    for thin_plates in (False, True):
+        copy_with_points(query.file, rows, geo.map_crs, tmp_path / "copy.tif")
+        warp_by_points(tmp_path / "copy.tif", tmp_path / "warped.tif", thin_plates)
+        off = np.subtract(geo.from_crs(*spot_of(tmp_path / "warped.tif"), geo.map_crs), true)
+        assert np.hypot(*off) < 0.1, "half a pixel of the query's"
+        with rasterio.open(tmp_path / "warped.tif") as by_them:
+            shown = by_them.read_masks(1) > 0
+            assert shown.shape > (512, 512) and not shown[0, 0] and (by_them.read(1)[shown] >= 40).mean() > 0.99
+            square_metres = abs(by_them.transform.determinant) * 111_000 ** 2 * np.cos(np.deg2rad(34.4))
+            assert shown.sum() * square_metres == pytest.approx(740 * 600 * 2 ** 2, rel=0.02)
+
+
+def test_a_copy_that_does_not_fit_on_the_disk_is_no_copy(tmp_path, limited_files):
+    rows = [{"row": row, "column": column, "map_x": LEFT + 10 * column, "map_y": TOP - 10 * row, "kept": 1}
+            for row, column in ((0, 0), (0, 300), (300, 300), (300, 0))]
+    noise = np.random.default_rng(0).integers(0, 255, (300, 300), np.uint8)
+    write_map(tmp_path / "sar.tif", noise, from_origin(LEFT, TOP, 10, 10))
+    copy_with_points(tmp_path / "sar.tif", rows, pyproj.CRS(UTM), tmp_path / "copy.tif")
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    with limited_files(50_000), pytest.raises(OutputError, match="copy.tif cannot be written"):
+        copy_with_points(tmp_path / "sar.tif", rows, pyproj.CRS(UTM), tmp_path / "copy.tif")
+    with limited_files(50_000), pytest.raises(OutputError, match="warped.tif cannot be written"):
+        warp_by_points(tmp_path / "copy.tif", tmp_path / "warped.tif")
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+    # What is broken in the query is the query's fault.
+    (tmp_path / "sar.tif").write_bytes(before[tmp_path / "sar.tif"][:40_000])
+    with pytest.raises(InputError, match="sar.tif cannot be"):
+        copy_with_points(tmp_path / "sar.tif", rows, pyproj.CRS(UTM), tmp_path / "other.tif")
+    assert not list(tmp_path.glob("*other*"))

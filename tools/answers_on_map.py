@@ -19,7 +19,8 @@ from tools.figures import CYCLE, SAR, panels, png
 from shared.mapping.maps import state_of
 
 COLUMNS = ("query", "rank", "x", "y", "crs", "rotation", "scale", "score", "probability", "radius", "status", "reason")
-OF_A_QUERY = (".tif", ".png", ".points", ".tie_points.csv")           # the files that there may be of a query
+# The files that there may be of a query.
+OF_A_QUERY = (".tif", ".png", ".points", ".tie_points.csv", ".gcps.tif", ".warped.tif")
 JOURNAL, TABLE, SHAPES, PACKAGE = "answers.jsonl", "answers.csv", "answers.geojson", "answers.gpkg"
 AT_THE_END = (PACKAGE,)                                 # what is written besides, when all is answered
 LAYERS = {"footprints": "footprint", "centres": "centre", "radii": "90% radius"}     # the parts of a package's layers
@@ -44,6 +45,10 @@ def list_queries(given):
     if empty:
         raise InputError(f"--query {' '.join(empty)}: there is no image ({', '.join(SUFFIXES)})")
     return list(dict.fromkeys(queries))
+
+
+def files_of(name):
+    return [f"{name}{suffix}" for suffix in OF_A_QUERY]
 
 
 class Journal:
@@ -83,6 +88,7 @@ class Journal:
         self.unanswered = {line["query"] for line in kept[1:] if line["query"] not in answered}
         self.names = {line["query"]: line["name"] for line in kept[1:]
                       if line["query"] in self.answers or line["query"] not in answered}
+        self.taken = {file for name in self.names.values() for file in files_of(name)}
         begun = [{"query": query, "name": name} for query, name in self.names.items()]
         lines = settings, *({"output": name} for name in self.outputs), *begun, *self.answers.values()
         write_text(folder / JOURNAL, "\n".join(json.dumps(line) for line in lines))
@@ -115,24 +121,29 @@ class Journal:
         """A name for the query's files: neither another query's, nor one of a file that was there already."""
         self._remove_files(self.answers.get(query, {}))               # of a query that has changed since
         if query in self.unanswered:                                  # what an interruption or a full disk left
-            self._remove_files({"files": [f"{self.names[query]}{suffix}" for suffix in OF_A_QUERY]})
+            files = files_of(self.names[query])
+            halves = [f".{file}.part{suffix}" for file in files for suffix in ("", Path(file).suffix)]
+            self._remove_files({"files": files + halves})
         name, number = self.names.get(query) or Path(query).stem or "query", 1
-        while query not in self.names and (name in self.names.values() or self._is_there(name)):
+        while query not in self.names and self._is_taken(name):
             number += 1
             name = f"{Path(query).stem}_{number}"
         if query not in self.names:
             append_text(self.folder / JOURNAL, json.dumps({"query": query, "name": name}) + "\n")
             self.names[query] = name
+            self.taken.update(files_of(name))
         return name
 
-    def _is_there(self, name):
-        files = [self.folder / f"{name}{suffix}" for suffix in OF_A_QUERY]
-        return any(file.exists() or file.resolve() in self.inputs for file in files)
+    def _is_taken(self, name):
+        """Whether one of the files that there may be of a name is another query's, or was there already."""
+        files = [self.folder / file for file in files_of(name)]
+        return not self.taken.isdisjoint(files_of(name)) or any(
+            file.exists() or file.resolve() in self.inputs for file in files)
 
     def add(self, query, rows, shapes=()):
         """Keep a query's answer."""
         name = self.names[query]
-        files = [f"{name}{suffix}" for suffix in OF_A_QUERY if (self.folder / f"{name}{suffix}").exists()]
+        files = [file for file in files_of(name) if (self.folder / file).exists()]
         line = {"query": query, "name": name, "state": state_of(query), "files": files, "rows": rows,
                 "shapes": [*shapes]}
         is_renewed = query in self.answers

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image
 from pyproj import CRS
+from rasterio.transform import Affine
 
 from shared.calibration import load_calibration, texture_of
 from shared.cells import load_cell_network
@@ -33,8 +34,8 @@ class Query:
 
     file: a path, or what an image is called that is in memory. reader: the SAR images' Reader. resolution: metres of a
     pixel on the ground, of what has no georeference. geo: the map.
-    width, height: px of `metres` ground metres. own_ratio: metres of its own pixels to that. own_size: (width, height)
-    px of what has no georeference. truth: (x, y) of its middle by its own georeference, px of the map's grid, or None.
+    width, height: px of `metres` ground metres. own_ratio: metres of its own pixels to that. file_size: (width, height)
+    px of the file as GDAL reads it. truth: (x, y) of its middle by its own georeference, px of the map's grid, or None.
     After read(): pixels (h, w, 3) uint8, shown (h, w) bool, share_shown of its own pixels, and taken, words for what
     they are in the file.
     Raises InputError where it cannot be opened or its resolution is not known.
@@ -44,6 +45,7 @@ class Query:
         self.file, self.reader, self.truth, self.pixels = file, reader, None, None
         self.grid = self._grid_of(file, geo)
         if self.grid:
+            self.file_size = self.grid.place.shape[::-1]
             self.own_ratio = self.grid.own_metres / geo.metres
             self.width, self.height = self.grid.width, self.grid.height
             middle = self.grid.transform * (self.width / 2, self.height / 2)
@@ -52,8 +54,9 @@ class Query:
         if resolution is None:
             raise InputError(f"--query {file} does not tell its resolution: give --resolution in metres a pixel")
         self.own_ratio = resolution / geo.metres
-        self.own_size = size_of(file)
-        self.width, self.height = (max(1, round(side * self.own_ratio)) for side in self.own_size)
+        self.file_size, shown_size, to_file = size_of(file)
+        self.width, self.height = (max(1, round(side * self.own_ratio)) for side in shown_size)
+        self.to_file = to_file * Affine.scale(shown_size[0] / self.width, shown_size[1] / self.height)
 
     def _grid_of(self, file, geo):
         with open_raster(file, "--query") as source:
@@ -69,9 +72,15 @@ class Query:
     def own_pixel(self, x, y):
         """Px of the file, column and row from its upper left corner, of px of the query as it is seen."""
         if not self.grid:
-            width, height = self.own_size
-            return x * width / self.width, y * height / self.height
+            return self.to_file * (x, y)
         return self.grid.place.to_pixel(*self.grid.to_map(x, y))
+
+    def seen_pixel(self, column, row):
+        """The other way round."""
+        if not self.grid:
+            return ~self.to_file * (column, row)
+        (x,), (y,) = self.grid.place.to_crs([column], [row])
+        return self.grid.from_crs(x, y, self.grid.place.crs)
 
     def read(self):
         if self.grid:
@@ -89,14 +98,23 @@ class Query:
 
 
 def size_of(file):
-    """(width, height) in px by a file's header."""
+    """By a file's header: (width, height) px as it is stored, the same as it is shown, and the Affine from the latter's
+    px to the former's: EXIF may turn and mirror a JPEG."""
     with open_raster(file, "--query") as source:
-        size = source.width, source.height
-    if Path(file).suffix.lower() in PLAIN:
+        width, height = source.width, source.height
+    orientation = 1
+    if Path(file).suffix.lower() in PLAIN and Path(file).is_file():
         with Image.open(file) as image:
-            is_turned = image.getexif().get(0x0112, 1) >= 5           # EXIF: by a quarter
-        return size[::-1] if is_turned else size
-    return size
+            if image.format in ("JPEG", "MPO"):
+                orientation = image.getexif().get(0x0112, 1)
+    to_file = Affine.identity()
+    if orientation in (5, 6, 7, 8):                     # lies on its side
+        to_file = Affine(0, 1, 0, 1, 0, 0)
+    if orientation in (2, 3, 7, 8):
+        to_file = Affine(-1, 0, width, 0, 1, 0) * to_file
+    if orientation in (3, 4, 6, 7):
+        to_file = Affine(1, 0, 0, 0, -1, height) * to_file
+    return (width, height), (height, width) if orientation >= 5 else (width, height), to_file
 
 
 def require_truth(query):

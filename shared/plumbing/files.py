@@ -40,7 +40,7 @@ def written_beside(file):
     Raises OutputError as write_bytes does; what was there before stays.
     """
     file = Path(file)
-    beside = file.with_name(f".{file.stem}.part{file.suffix}")        # libraries tell a format by its suffix
+    beside = file.with_name(f".{file.name}.part{file.suffix}")        # libraries tell a format by its suffix
     try:
         beside.unlink(missing_ok=True)
         try:
