@@ -1,5 +1,8 @@
 """What tools/locate.py leaves for other programs: layers, control points, the query itself with them, a page."""
+import base64
+import io
 import json
+import re
 import sqlite3
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from conftest import require_fit
 from test_localization import ground
 from test_locate import LEFT, TOP, UTM, locate, rows_of, write_map
 
@@ -27,6 +31,7 @@ from shared.plumbing.errors import InputError, OutputError
 from shared.raster import Reader
 from tools import locate as locate_tool
 from tools.answers_on_map import AT_THE_END, shapes_of, write_package
+from tools.answers_page import overview, page, scale_bar
 from tools.control_points import copy_with_points, points_of_answer, warp_by_points
 from tools.tie_points import turned_to
 
@@ -335,3 +340,64 @@ def test_a_copy_that_does_not_fit_on_the_disk_is_no_copy(tmp_path, limited_files
     with pytest.raises(InputError, match="sar.tif cannot be"):
         copy_with_points(tmp_path / "sar.tif", rows, pyproj.CRS(UTM), tmp_path / "other.tif")
     assert not list(tmp_path.glob("*other*"))
+
+
+# The page ------------------------------------------------------------------------------------------------------------
+
+def test_the_page_is_one_file_that_fetches_nothing(answered):
+    text = (answered.out / "answers.html").read_text()
+    assert "1 located (90% within" in text and "1 too little texture" in text
+    links = re.findall(r'(?:src|href)="([^"]*)"', text)
+    beside = [link for link in links if not link.startswith(("data:", "#"))]
+    assert sorted(beside) == sorted(file.name for file in answered.out.glob("here.*")) and len(beside) == 4
+    jpeg = base64.b64decode(re.search(r"data:image/jpeg;base64,([^\"]*)", text)[1])
+    assert len(jpeg) <= 300 * 1024
+    seen, true = (cv2.GaussianBlur(np.array(image, float), (0, 0), 2)
+                  for image in (Image.open(io.BytesIO(jpeg)), answered.image))
+    assert seen.shape == true.shape and np.abs(seen - true).mean() < 3, "the map, but for what a JPEG loses"
+
+
+def test_names_and_large_maps_on_the_page(tmp_path):
+    """A name is text, whatever is in it; a large map is seen coarser, and a bar says how large it is."""
+    image = np.tile(ground(500, seed=1), (4, 6, 1))
+    geo = GeoMap(write_map(tmp_path / "<b>.tif", image, from_origin(LEFT, TOP, 10, 10)), 10.0, Reader("opt"))
+    name = "<i>50% #1"
+    row = {"query": name, "rank": 1, "status": "error", "reason": "a & b"}
+    text = page([{"rows": [row], "shapes": [], "files": [f"{name}.png"]}], geo)
+    assert "<i>" not in text and "<b>" not in text and "a &amp; b" in text
+    assert 'src="%3Ci%3E50%25%20%231.png"' in text
+    seen = overview(geo)
+    assert len(base64.b64decode(seen["jpeg"])) <= 300 * 1024
+    assert (seen["width"], seen["height"]) == pytest.approx((3000, 2000), abs=2)
+    assert scale_bar(geo) == {"percent": pytest.approx(16.667), "text": "5 km"}
+    small = GeoMap(write_map(tmp_path / "small.tif", image[:64, :64], from_origin(LEFT, TOP, 1, 1)), 1.0, Reader("opt"))
+    assert scale_bar(small) == {"percent": pytest.approx(15.625), "text": "10 m"}
+
+
+def test_the_page_shows_where_queries_lie(browser, answered):
+    browser.get((answered.out / "answers.html").as_uri())
+    assert browser.get_log("browser") == [], "the console is silent"
+    browser.execute_script("for (const one of document.images) one.loading = 'eager'")
+    images = browser.execute_script(
+        "const images = [...document.images, ...document.querySelectorAll('image')];"
+        "return Promise.all(images.map(one => one.decode().then(() => true, () => false)))")
+    assert images == [True, True], "of the query and of the map"
+    ground_box, box, bar = browser.execute_script(
+        "const box = s => { const b = document.querySelector(s).getBoundingClientRect();"
+        "return [b.x, b.y, b.width, b.height] }; return [box('svg image'), box('polygon'), box('.bar')]")
+    scale = ground_box[2] / 420
+    shown = np.array([box[0] - ground_box[0], box[1] - ground_box[1], box[2], box[3]]) / scale
+    assert shown == pytest.approx([120, 200, 100, 100], abs=1), "px of the map"
+    assert bar[2] == pytest.approx(scale * 100, abs=1) and "1 km" in browser.page_source
+    colours = browser.execute_script("return [...document.querySelectorAll('polygon')].map("
+                                     "one => getComputedStyle(one).stroke)")
+    assert colours == ["rgb(0, 158, 115)"], "located, in green"
+    assert browser.execute_script("document.querySelector('svg a').dispatchEvent(new MouseEvent('click',"
+                                  "{bubbles: true, cancelable: true, view: window}));"
+                                  "return document.querySelector('.query:target h2').textContent.trim()"
+                                  ) == "here: located"
+
+
+@pytest.mark.parametrize("width, scheme", [(390, "light"), (390, "dark"), (1200, "dark")])
+def test_the_page_fits_its_screen(browser, answered, width, scheme):
+    require_fit(browser, answered.out / "answers.html", width, scheme)

@@ -21,8 +21,9 @@ from shared.mapping.maps import state_of
 COLUMNS = ("query", "rank", "x", "y", "crs", "rotation", "scale", "score", "probability", "radius", "status", "reason")
 # The files that there may be of a query.
 OF_A_QUERY = (".tif", ".png", ".points", ".tie_points.csv", ".gcps.tif", ".warped.tif")
-JOURNAL, TABLE, SHAPES, PACKAGE = "answers.jsonl", "answers.csv", "answers.geojson", "answers.gpkg"
-AT_THE_END = (PACKAGE,)                                 # what is written besides, when all is answered
+JOURNAL, TABLE, SHAPES = "answers.jsonl", "answers.csv", "answers.geojson"
+PACKAGE, PAGE = "answers.gpkg", "answers.html"
+AT_THE_END = PACKAGE, PAGE                              # what is written besides, when all is answered
 LAYERS = {"footprints": "footprint", "centres": "centre", "radii": "90% radius"}     # the parts of a package's layers
 MOST_SHOWN, SQUARE = 1200, 32                           # px of the picture of a map, and of the checkerboard's squares
 

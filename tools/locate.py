@@ -12,12 +12,12 @@ opens that is georeferenced, in any CRS or by control points, in any kind of num
 ground metres; its cells are kept in --cache and used again. A query is the same, and is then seen north up; or an image
 without a georeference, with --resolution (metres of a pixel on the ground). Rotations are those of the query as it is
 seen. Several files, folders and globs are a list of queries. Writes to --out, as the answers come: answers.csv and
-answers.jsonl, of each query a picture (NAME.png), and at the end answers.geojson and, with geopandas, answers.gpkg.
-Where there is a place, also the query as a picture on the map (NAME.tif), control points for QGIS (NAME.points) and the
-query itself with them, in its own numbers (NAME.gcps.tif); with --warp that is warped by them, too (NAME.warped.tif).
-With --tie_points control points are where parts of it lie, each by itself (NAME.tie_points.csv). The same command again
-goes on; --fresh starts over. "not on this map" is an answer; "error" is a query that could not be read, with the
-reason, and makes the exit status 2.
+answers.jsonl, of each query a picture (NAME.png), and at the end answers.geojson, answers.html (a page to look at) and,
+with geopandas, answers.gpkg. Where there is a place, also the query as a picture on the map (NAME.tif), control points
+for QGIS (NAME.points) and the query itself with them, in its own numbers (NAME.gcps.tif); with --warp that is warped by
+them, too (NAME.warped.tif). With --tie_points control points are where parts of it lie, each by itself
+(NAME.tie_points.csv). The same command again goes on; --fresh starts over. "not on this map" is an answer; "error" is a
+query that could not be read, with the reason, and makes the exit status 2. What each file and column is: docs/use.md.
 """
 import argparse
 import hashlib
@@ -37,8 +37,9 @@ from shared.plumbing.errors import InputError, OutputError, run_script
 from shared.plumbing.files import write_bytes, write_text
 from shared.reading import readers_of_run
 from shared.turned import difference_of_angles
-from tools.answers_on_map import (PACKAGE, Journal, describe, line_of, list_queries, picture, shapes_of, summary, warp,
-                                  write_package)
+from tools.answers_on_map import (PACKAGE, PAGE, Journal, describe, line_of, list_queries, picture, shapes_of, summary,
+                                  warp, write_package)
+from tools.answers_page import page
 from tools.control_points import copy_with_points, points_of_answer, warp_by_points
 from tools.tie_points import LEAST_OF_A_QUERY, MOST_TIE_POINTS, Field, find_tie_points, part_side, points_text
 from tools.tie_points import rows_of_points, table_text
@@ -118,7 +119,8 @@ def main(args):
             print(line_of(rows) + (check(query, location, geo) if args.check else ""), flush=True)
         journal.add(file, rows, shapes)
     journal.close()
-    written = [journal.folder / "answers.csv", "answers.geojson", *layers(journal, geo)]
+    written = [journal.folder / "answers.csv", "answers.geojson", *layers(journal, geo), PAGE]
+    write_text(journal.claim(PAGE), page(list(journal.answers.values()), geo))
     firsts = [journal.answers[file]["rows"][0] for file in files]
     print(f"{summary(firsts)}: {', '.join(map(str, written))}")
     if Counter(row["status"] for row in firsts)["error"]:
