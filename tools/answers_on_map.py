@@ -48,6 +48,16 @@ def list_queries(given):
     return list(dict.fromkeys(queries))
 
 
+def masks_of(given, queries):
+    """{query: its mask}. given: of --query_mask: a file for all; or a folder, with a raster of each query's name, or
+    None for it; or None."""
+    if given is None or not given.is_dir():
+        return dict.fromkeys(queries, given)
+    by_name = {file.stem: file for file in sorted(given.iterdir())
+               if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")}
+    return {query: by_name.get(Path(query).stem) for query in queries}
+
+
 def files_of(name):
     return [f"{name}{suffix}" for suffix in OF_A_QUERY]
 
@@ -55,16 +65,18 @@ def files_of(name):
 class Journal:
     """What has been answered, as it comes; the same command again goes on behind the last.
 
-    folder: of --out. settings: what answers depend on beside the query, for json. inputs: files that must not be
-    written over. answers.jsonl holds the settings, then of each query a line {"query", "name"} when it is begun and one
-    {"query", "name", "state", "files", "rows", "shapes"} when it is answered; answers.csv grows with it, and close()
-    writes answers.geojson. A line {"output"} claims the name of what is written at the end besides.
+    folder: of --out. settings: what answers depend on beside the query and its mask, for json. inputs: files that must
+    not be written over. masks: {query: its mask, or None}. answers.jsonl holds the settings, then of each query a line
+    {"query", "name"} when it is begun and one {"query", "name", "state", "files", "rows", "shapes"} when it is
+    answered; answers.csv grows with it, and close() writes answers.geojson. A line {"output"} claims the name of what
+    is written at the end besides.
     Raises InputError where the folder's answers are of another command and `fresh` is not given, or a file of the
     user's has the name of one of ours.
     """
 
-    def __init__(self, folder, settings, inputs, fresh):
-        self.folder, self.inputs = folder, {Path(file).resolve() for file in inputs}
+    def __init__(self, folder, settings, inputs, masks, fresh):
+        self.folder, self.masks = folder, masks
+        self.inputs = {Path(file).resolve() for file in (*inputs, *filter(None, masks.values()))}
         make_folder(folder, "--out")
         kept = self._read()
         self.outputs = [line["output"] for line in kept if "output" in line]
@@ -110,7 +122,11 @@ class Journal:
 
     def has(self, query):
         """Whether a query, as it is now, was answered."""
-        return query in self.answers and self.answers[query]["state"] == state_of(query)
+        return query in self.answers and self.answers[query]["state"] == self._state(query)
+
+    def _state(self, query):
+        mask = self.masks.get(query)
+        return state_of(query) + (state_of(mask) if mask else [])
 
     def _remove_files(self, line):
         """Remove what was written of a query."""
@@ -145,7 +161,7 @@ class Journal:
         """Keep a query's answer."""
         name = self.names[query]
         files = [file for file in files_of(name) if (self.folder / file).exists()]
-        line = {"query": query, "name": name, "state": state_of(query), "files": files, "rows": rows,
+        line = {"query": query, "name": name, "state": self._state(query), "files": files, "rows": rows,
                 "shapes": [*shapes]}
         is_renewed = query in self.answers
         self.answers[query] = line

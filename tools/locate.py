@@ -6,6 +6,7 @@
     python tools/locate.py --run results/NAME --map map.tif --query sar.tif --check
     python tools/locate.py --run results/NAME --map map.tif --query sar.tif --prior own --radius 500 --tie_points 64
     python tools/locate.py --run results/NAME --map map.tif --query sar.tif --warp
+    python tools/locate.py --run results/NAME --map map.tif --query FOLDER --map_mask land.tif --query_mask MASKS
 
 --run: a run of code_Con/train.py with --pooling cells, calibrated by code_Match/calibrate.py. The map is whatever GDAL
 opens that is georeferenced, in any CRS or by control points, in any kind of numbers (docs/data.md), read in windows of
@@ -37,8 +38,8 @@ from shared.plumbing.errors import InputError, OutputError, run_script
 from shared.plumbing.files import write_bytes, write_text
 from shared.reading import readers_of_run
 from shared.turned import difference_of_angles
-from tools.answers_on_map import (PACKAGE, PAGE, Journal, describe, line_of, list_queries, picture, shapes_of, summary,
-                                  warp, write_package)
+from tools.answers_on_map import (PACKAGE, PAGE, Journal, describe, line_of, list_queries, masks_of, picture, shapes_of,
+                                  summary, warp, write_package)
 from tools.answers_page import page
 from tools.control_points import copy_with_points, points_of_answer, warp_by_points
 from tools.tie_points import LEAST_OF_A_QUERY, MOST_TIE_POINTS, Field, find_tie_points, part_side, points_text
@@ -52,6 +53,11 @@ def arguments():
     parser.add_argument("--map", required=True)
     parser.add_argument("--query", required=True, nargs="+", help="files, folders, globs")
     options.add_reading(parser)
+    parser.add_argument("--map_mask", metavar="FILE",
+                        help="a georeferenced raster: where it is zero or nodata the map is not searched")
+    parser.add_argument("--query_mask", type=Path, metavar="FILE",
+                        help="of the query's size, zero where it is not to be looked at; or a folder of such, by the "
+                             "queries' names")
     parser.add_argument("--resolution", type=options.above_zero,
                         help="metres a pixel of queries that are not georeferenced")
     parser.add_argument("--rotation", choices=tuple(ROTATIONS), default="known",
@@ -92,9 +98,11 @@ def _with_negative_priors(words):
 def main(args):
     device = choose_device(args.device)
     locator = Locator(args.run, device, autocast(device, args.amp), readers_of_run(args.run, args, is_own_data=False))
-    geo = locator.open_map(args.map)
+    geo = locator.open_map(args.map, args.map_mask)
     files = list_queries(args.query)
-    journal = Journal(args.out, settings_of(args, geo), [args.map, *files], args.fresh)
+    masks = masks_of(args.query_mask, files)
+    inputs = [args.map, *files, *([args.map_mask] if args.map_mask else [])]
+    journal = Journal(args.out, settings_of(args, geo), inputs, masks, args.fresh)
     print(f"map: {geo.look[2]}; {geo.width} x {geo.height} px of {geo.metres:g} m in {geo.crs.name}")
     features = locator.features_of(geo, cache_of(args))
     for file in files:
@@ -102,7 +110,9 @@ def main(args):
             continue
         name = journal.begin(file)
         try:
-            query = locator.open_query(file, args.resolution, geo)
+            if args.query_mask and masks[file] is None:
+                raise InputError(f"--query_mask {args.query_mask} holds no mask of the name {Path(file).stem}: add it")
+            query = locator.open_query(file, args.resolution, geo, masks[file])
             if args.check:
                 require_truth(query)
             circle = circle_of(args.prior, args.radius, query, geo) if args.prior else None
@@ -141,7 +151,7 @@ def settings_of(args, geo):
     weights = hashlib.sha256((args.run / "weights.pt").read_bytes()).hexdigest()[:16]
     return {"run": weights, "map": geo.identity, "sar_bands": args.sar_bands, "scale": args.scale,
             **{name: str(getattr(args, name)) for name in
-               ("resolution", "rotation", "prior", "radius", "tie_points", "warp", "top_k", "check")}}
+               ("query_mask", "resolution", "rotation", "prior", "radius", "tie_points", "warp", "top_k", "check")}}
 
 
 def cache_of(args):

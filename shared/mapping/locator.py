@@ -14,9 +14,9 @@ from rasterio.transform import Affine
 from shared.calibration import load_calibration, texture_of
 from shared.cells import load_cell_network
 from shared.localization import Search, rotations_to_try
-from shared.mapping.maps import GeoMap, MapFeatures, georeference_of
+from shared.mapping.maps import GeoMap, MapFeatures, Mask, georeference_of
 from shared.plumbing.errors import InputError
-from shared.raster import PLAIN, open_raster
+from shared.raster import PLAIN, open_mask, open_raster, read_mask
 
 ROTATIONS = {"known": 0, "15": 15, "unknown": 180}      # degrees to both sides
 LEAST_SHOWN = 0.5                                       # of a query that must not be nodata
@@ -33,19 +33,23 @@ class Query:
     """A query at the network's resolution: its size from the header, its pixels when read() is called.
 
     file: a path, or what an image is called that is in memory. reader: the SAR images' Reader. resolution: metres of a
-    pixel on the ground, of what has no georeference. geo: the map.
+    pixel on the ground, of what has no georeference. geo: the map. mask: a file of its size, whose zeros and nodata
+    count as nodata, or None.
     width, height: px of `metres` ground metres. own_ratio: metres of its own pixels to that. file_size: (width, height)
     px of the file as GDAL reads it. truth: (x, y) of its middle by its own georeference, px of the map's grid, or None.
     After read(): pixels (h, w, 3) uint8, shown (h, w) bool, share_shown of its own pixels, and taken, words for what
     they are in the file.
-    Raises InputError where it cannot be opened or its resolution is not known.
+    Raises InputError where it cannot be opened, its resolution is not known, or the mask does not fit.
     """
 
-    def __init__(self, file, resolution, geo, reader):
-        self.file, self.reader, self.truth, self.pixels = file, reader, None, None
+    def __init__(self, file, resolution, geo, reader, mask=None):
+        self.file, self.reader, self.truth, self.pixels, self.mask = file, reader, None, None, mask
         self.grid = self._grid_of(file, geo)
         if self.grid:
             self.file_size = self.grid.place.shape[::-1]
+            if mask:
+                self._require_size_of_mask(self.file_size)
+                self.grid.mask = Mask(mask, self.grid, "--query_mask", self.grid.place)
             self.own_ratio = self.grid.own_metres / geo.metres
             self.width, self.height = self.grid.width, self.grid.height
             middle = self.grid.transform * (self.width / 2, self.height / 2)
@@ -55,6 +59,8 @@ class Query:
             raise InputError(f"--query {file} does not tell its resolution: give --resolution in metres a pixel")
         self.own_ratio = resolution / geo.metres
         self.file_size, shown_size, to_file = size_of(file)
+        if mask:
+            self._require_size_of_mask(shown_size)
         self.width, self.height = (max(1, round(side * self.own_ratio)) for side in shown_size)
         self.to_file = to_file * Affine.scale(shown_size[0] / self.width, shown_size[1] / self.height)
 
@@ -68,6 +74,12 @@ class Query:
         if geo.metres_from_middle(*grid.to_lonlat(grid.width / 2, grid.height / 2)) < FAR:
             grid = GeoMap(file, geo.metres, self.reader, "--query", crs=geo.crs)
         return grid
+
+    def _require_size_of_mask(self, size):
+        with open_mask(self.mask, "--query_mask") as source:
+            if (source.width, source.height) != size:
+                raise InputError(f"--query_mask {self.mask} has {source.width} x {source.height} px, and --query "
+                                 f"{self.file} {size[0]} x {size[1]}: give one of the same size")
 
     def own_pixel(self, x, y):
         """Px of the file, column and row from its upper left corner, of px of the query as it is seen."""
@@ -90,6 +102,9 @@ class Query:
             self.taken = self.grid.look[2]
             return
         bands, shown, self.taken = self.reader.read_bands(self.file)
+        if self.mask:
+            with open_mask(self.mask, "--query_mask") as source:
+                shown &= read_mask(source)
         pixels, self.share_shown = self.reader.to_bytes(bands, shown), shown.mean()
         method = cv2.INTER_AREA if self.own_ratio < 1 else cv2.INTER_LINEAR
         size = self.width, self.height
@@ -176,21 +191,27 @@ class Locator:
         self.weights, self.readers = Path(run) / "weights.pt", readers
         self.metres = float(self.calibration.metres)
 
-    def open_map(self, file):
-        """The GeoMap of a file. InputError where its pixels, by its header, are too large for the network."""
+    def open_map(self, file, mask=None):
+        """The GeoMap of a file. mask: a georeferenced file, whose zeros and nodata count as nodata. InputError where
+        the map's pixels, by its header, are too large for the network, or the mask leaves nothing of it."""
         geo = GeoMap(file, self.metres, self.readers["opt"])
         if geo.own_metres > COARSEST * geo.metres:
             raise InputError(f"--map {geo.file} has pixels of {geo.own_metres:.0f} m, and the run learned from "
                              f"{geo.metres:.0f} m: give a map of at most {COARSEST * geo.metres:.0f} m")
+        if mask:
+            geo.mask = Mask(mask, geo, "--map_mask")
+            if not geo.mask.overview.any():
+                raise InputError(f"--map_mask {mask} leaves nothing of --map {file} to be searched: it lies elsewhere, "
+                                 "or is zero all over it")
         return geo
 
     def features_of(self, geo, folder):
         """The MapFeatures of a map. folder: that keeps them; None: the memory."""
         return MapFeatures(geo, self.network, self.weights, folder)
 
-    def open_query(self, file, resolution, geo):
-        """The Query of a file. InputError where, by its header, it cannot lie on the map."""
-        query = Query(file, resolution, geo, self.readers["sar"])
+    def open_query(self, file, resolution, geo, mask=None):
+        """The Query of a file and its mask. InputError where, by its header, it cannot lie on the map."""
+        query = Query(file, resolution, geo, self.readers["sar"], mask)
         if max(query.width, query.height) > max(geo.width, geo.height) or min(query.width, query.height) > min(
                 geo.width, geo.height):
             raise InputError(f"--query {query.file} shows {query.width} x {query.height} px of the map's "
