@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import require_fit
+from conftest import Program, require_fit
 from test_localization import ground
 from test_locate import LEFT, TOP, UTM, locate, rows_of, write_map
 
@@ -401,3 +401,44 @@ def test_the_page_shows_where_queries_lie(browser, answered):
 @pytest.mark.parametrize("width, scheme", [(390, "light"), (390, "dark"), (1200, "dark")])
 def test_the_page_fits_its_screen(browser, answered, width, scheme):
     require_fit(browser, answered.out / "answers.html", width, scheme)
+
+
+# A folder ------------------------------------------------------------------------------------------------------------
+
+def test_a_folder_that_was_killed_is_gone_on_with(run, tmp_path):
+    """Three of its queries are bad; what was answered before is not asked again, and nothing half done stays."""
+    image = ground(200, seed=4)
+    write_map(tmp_path / "map.tif", image, from_origin(LEFT, TOP, 10, 10))
+    folder, out = tmp_path / "queries", tmp_path / "out"
+    folder.mkdir()
+    for number in range(9):
+        left, top = 12 * number, 10 * number
+        write_map(folder / f"q{number:02}.tif", image[top:top + 44, left:left + 44],
+                  from_origin(LEFT + 10 * left, TOP - 10 * top, 10, 10))
+    (folder / "q01b.tif").write_text("no image")
+    (folder / "q05b.tif").write_bytes((folder / "q05.tif").read_bytes()[:3000])
+    cv2.imwrite(str(folder / "q07b.png"), image[:44, :44])            # of no known resolution
+    command = ["--query", folder, "--prior", "own", "--radius", "60", "--top_k", "1"]
+    program = Program("tools/locate.py", "--run", run, "--map", tmp_path / "map.tif", "--out", out, "--cache",
+                      out / "cache", "--device", "cpu", "--amp", "off", *command)
+    program.stop_when(lambda: (out / "answers.csv").is_file() and len(rows_of(out)) >= 5)
+    before = rows_of(out)
+    assert 5 <= len(before) < 12
+    done = locate(run, *command, map_file=tmp_path / "map.tif", out=out)
+    assert done.returncode == 2 and done.stderr.count("error: ") == 3, done.stderr
+    rows = {row["query"]: row for row in rows_of(out)}
+    assert len(rows) == len(rows_of(out)) == 12
+    bad = {"q01b": "cannot be opened", "q05b": "cannot be read", "q07b": "give --resolution"}
+    for row in before:
+        if row["query"] not in bad:
+            assert rows[row["query"]] == row and f"{row['query']}: " not in done.stdout, "not asked again"
+    for name, row in rows.items():
+        assert row["status"] == ("error" if name in bad else "located") and bad.get(name, "") in row["reason"], name
+        files = {file.name for file in out.glob(f"{name}.*")}
+        assert files == (set() if name in bad else {f"{name}{suffix}" for suffix in (
+            ".tif", ".png", ".points", ".gcps.tif")}), "as of a folder that was not killed"
+    assert not list(out.glob(".*part*"))
+    said = done.stdout.splitlines()[-1]
+    assert said.startswith("9 located (90% within") and "3 error" in said
+    page_text = (out / "answers.html").read_text()
+    assert page_text.count('class="query"') == 12 and page_text.count("<polygon") == 9
