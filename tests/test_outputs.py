@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import Program, require_fit
+from conftest import ROOT, Program, require_fit
 from test_localization import ground
 from test_locate import LEFT, TOP, UTM, locate, rows_of, write_map
 
@@ -30,7 +30,7 @@ from shared.mapping.maps import GeoMap
 from shared.plumbing.errors import InputError, OutputError
 from shared.raster import Reader
 from tools import locate as locate_tool
-from tools.answers_on_map import AT_THE_END, shapes_of, write_package
+from tools.answers_on_map import AT_THE_END, COLUMNS, JOURNAL, OF_A_QUERY, SHAPES, TABLE, shapes_of, write_package
 from tools.answers_page import overview, page, scale_bar
 from tools.control_points import copy_with_points, points_of_answer, warp_by_points
 from tools.tie_points import turned_to
@@ -442,3 +442,11 @@ def test_a_folder_that_was_killed_is_gone_on_with(run, tmp_path):
     assert said.startswith("9 located (90% within") and "3 error" in said
     page_text = (out / "answers.html").read_text()
     assert page_text.count('class="query"') == 12 and page_text.count("<polygon") == 9
+
+
+def test_the_page_on_use_names_every_file_and_column():
+    text = (ROOT / "docs/use.md").read_text()
+    assert len(text.splitlines()) <= 90
+    files = [TABLE, SHAPES, JOURNAL, *AT_THE_END, *(f"NAME{suffix}" for suffix in OF_A_QUERY)]
+    missing = [name for name in (*COLUMNS, *files) if f"`{name}`" not in text]
+    assert missing == []

@@ -138,6 +138,7 @@ def entry(line, geo):
         outline = np.column_stack(geo.from_lonlat(*np.array(rings[0][:-1]).T)).round(1)
         corners = " ".join(f"{x:g},{y:g}" for x, y in outline)
         middle = outline.mean(0).round(1).tolist()
+    if row["status"] in WITH_A_PLACE:
         figures = [("x, y", f"{row['x']:.6f}, {row['y']:.6f}" if geo.map_crs.is_geographic
                     else f"{row['x']:.1f}, {row['y']:.1f}"),
                    ("90% within", f"{row['radius']:g} m"), ("probability", f"{row['probability']:g}"),
