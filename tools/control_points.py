@@ -55,7 +55,8 @@ def copy_with_points(query_file, rows, crs, file):
     rows: as rows_of_points gives them, of which those kept count. crs: pyproj's, of the map.
     InputError where the query cannot be read to its end, OutputError where the copy cannot be written.
     """
-    points = [GroundControlPoint(row["row"], row["column"], row["map_x"], row["map_y"]) for row in rows if row["kept"]]
+    kept = {(row["row"], row["column"]): (row["map_x"], row["map_y"]) for row in rows if row["kept"]}     # each once
+    points = [GroundControlPoint(*pixel, *place) for pixel, place in kept.items()]
     with open_raster(query_file, "--query") as source, written_beside(file) as beside, rasterio.Env(**NO_SIDECARS):
         with rasterio.open(beside, "w", width=source.width, height=source.height, gcps=points, crs=crs.to_wkt(),
                            **_settings(source), **GTIFF) as out:
@@ -64,7 +65,8 @@ def copy_with_points(query_file, rows, crs, file):
             for _, window in out.block_windows(1):
                 out.write(read_window(source, window=window), window=window)
                 if has_mask:
-                    out.write_mask(source.read_masks(1, window=window), window=window)
+                    hidden = np.ma.getmaskarray(read_window(source, 1, window=window, masked=True))
+                    out.write_mask(~hidden, window=window)
         _require_whole(beside, file)
 
 
@@ -77,8 +79,8 @@ def warp_by_points(copy, file, thin_plates=False):
     method = {"METHOD": "GCP_TPS"} if thin_plates else {}
     with rasterio.open(copy) as source, written_beside(file) as beside, rasterio.Env(**NO_SIDECARS):
         gcps, crs = source.gcps
-        settings = _settings(source)
-        if settings["nodata"] is None and np.dtype(source.dtypes[0]).kind == "f":
+        settings, numbers = _settings(source), _numbers(source)
+        if settings["nodata"] is None and numbers.kind == "f":
             settings["nodata"] = np.nan
         transform, width, height = calculate_default_transform(crs, crs, source.width, source.height, gcps=gcps,
                                                                **method)
@@ -89,14 +91,13 @@ def warp_by_points(copy, file, thin_plates=False):
                "resampling": Resampling.nearest if ColorInterp.palette in colours else Resampling.bilinear,
                "src_nodata": settings["nodata"], "dst_nodata": settings["nodata"], "src_alpha": alpha,
                "dst_alpha": alpha or (source.count + 1 if has_mask else 0)}
-        numbers = np.result_type(*(_numbers(dtype) for dtype in source.dtypes))
         with rasterio.open(beside, "w", width=width, height=height, transform=transform, crs=crs, **settings,
                            **GTIFF) as out:
             _describe(source, out)
             for _, window in out.block_windows(1):
                 block = np.zeros((source.count + has_mask, window.height, window.width), numbers)
                 corner = Affine.translation(window.col_off, window.row_off)
-                reproject(rasterio.band(source, list(source.indexes)), block, dst_transform=transform @ corner, **how)
+                reproject(rasterio.band(source, list(source.indexes)), block, dst_transform=transform * corner, **how)
                 out.write(block[:source.count], window=window)
                 if has_mask:
                     out.write_mask(block[-1] != 0, window=window)
@@ -105,12 +106,13 @@ def warp_by_points(copy, file, thin_plates=False):
 
 def _settings(source):
     """What a GeoTIFF of a dataset's bands is opened with."""
-    dtype = source.dtypes[0] if len(set(source.dtypes)) == 1 else np.result_type(*source.dtypes).name
+    dtype = source.dtypes[0] if len(set(source.dtypes)) == 1 else _numbers(source).name
     return {"count": source.count, "dtype": dtype, "nodata": source.nodata}
 
 
-def _numbers(dtype):
-    return np.complex64 if dtype == "complex_int16" else np.dtype(dtype)
+def _numbers(source):
+    """NumPy's type that holds all bands of a dataset; of complex integers it has none."""
+    return np.result_type(*("complex64" if dtype == "complex_int16" else dtype for dtype in source.dtypes))
 
 
 def _describe(source, out):

@@ -288,7 +288,7 @@ class GeoMap:
         gcps = [[p.row, p.col, p.x, p.y] for p in self.place.gcps or ()]
         lies = [self.place.crs.to_wkt(), list(self.place.transform or ()), gcps, list(source.shape)]
         grid = [self.crs.to_wkt(), list(self.transform), self.metres]
-        mask = [state_of(self.mask.file)] if self.mask else []
+        mask = [self.mask.source.name, state_of(self.mask.file)] if self.mask else []
         return [state_of(self.file), source.name, lies, grid, repr(self.look[0]), self.look[1], *mask]
 
     @property
