@@ -130,6 +130,22 @@ def read_window(source, *arguments, **settings):
         raise InputError(f"{name_of(source)} cannot be read ({reason_of(error)}): it is damaged, or lacks a file")
 
 
+def open_mask(file, flag):
+    """The dataset of a mask. InputError where it has more than a band."""
+    source = open_raster(file, flag)
+    if source.count != 1:
+        raise InputError(f"{flag} {file} has {source.count} bands: give one of a single band, zero where nothing is to "
+                         "be looked at")
+    return source
+
+
+def read_mask(source, **settings):
+    """(H, W) bool: where the dataset of a mask is neither zero nor nodata. settings: as read() takes them."""
+    values = read_window(source, 1, **settings)
+    is_nodata = values == source.nodata if source.nodata is not None else False
+    return np.isfinite(values) & (values != 0) & ~np.asarray(is_nodata)
+
+
 def as_numbers(bands):
     """Bands as floats or bytes: of complex numbers the magnitude."""
     if np.iscomplexobj(bands):

@@ -99,7 +99,7 @@ class Retriever:
         (to within so many degrees), or unknown. prior: (x, y) in the map's coordinates, and radius, in metres: where
         its middle lies at most so far away.
         Returns {"status": located, ambiguous, not on this map, too little texture, too much nodata or resolution does
-        not fit (docs/match.md), "reason": words or ""}; where there is an answer also "x", "y": the middle, in the
+        not fit (docs/use.md), "reason": words or ""}; where there is an answer also "x", "y": the middle, in the
         map's coordinates (of an image without a georeference px from its upper left corner), "longitude", "latitude"
         (of georeferenced maps), "rotation": degrees clockwise from north, "probability", "score": the cosine,
         "radius": metres within which the truth lies in nine of ten such cases, "alternatives": [{"x", "y", "rotation",

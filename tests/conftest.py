@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -82,6 +83,44 @@ def run(tmp_path_factory):
     calibration.save(folder / "calibration.json")
     monkeypatch.undo()
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium without a window, as its own user would start it."""
+    chromium, driver = (shutil.which(name) for name in ("chromium", "chromedriver"))
+    if not chromium or not driver:
+        pytest.skip("no chromium and chromedriver on this machine: the page was not tried in a browser")
+    from selenium import webdriver
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--window-size=1200,900",
+    ):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    yield browser
+    browser.quit()
+
+
+def require_fit(browser, page, width, scheme):
+    """That a page is no wider than a screen, and dark or light as it is asked to be."""
+    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    browser.get(page.as_uri())
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width, "tables scroll, not the page"
+    colours = browser.execute_script("const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]")
+    text, ground = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in colours)
+    assert (text > ground + 300) if scheme == "dark" else (ground > text + 300)
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
 def copy_checkout(folder):

@@ -14,6 +14,7 @@ import pyproj
 import pytest
 import rasterio
 import rasterio.shutil
+import rasterio.vrt
 import torch
 from rasterio.transform import Affine, from_origin
 
@@ -26,6 +27,7 @@ from shared.model import PseudoSiamese
 from shared.raster import Reader
 from shared.turned import cut_turned
 from test_localization import displaced, ground
+from tools.answers_on_map import AT_THE_END
 
 CPU = torch.device("cpu")
 LEFT, TOP = 500_000.0, 3_800_000.0
@@ -111,8 +113,9 @@ def test_a_planted_query_is_located_and_a_foreign_one_is_not(tmp_path, run):
     assert done.returncode == 0, done.stderr
     with open(out / "answers.csv") as table:
         rows = list(csv.DictReader(table))
-    assert list(rows[0]) == ["query", "rank", "x", "y", "rotation", "scale", "score", "probability", "radius", "status",
-                             "reason"]
+    assert list(rows[0]) == ["query", "rank", "x", "y", "crs", "rotation", "scale", "score", "probability", "radius",
+                             "status", "reason"]
+    assert {row["crs"] for row in rows} == {UTM}
     assert rows[0]["status"] == "located" and float(rows[0]["rotation"]) == 0
     assert math.hypot(float(rows[0]["x"]) - (LEFT + 1700), float(rows[0]["y"]) - (TOP - 2500)) < 5
     assert "from its own georeference" in done.stdout and float(rows[0]["scale"]) == pytest.approx(1, abs=0.03)
@@ -291,12 +294,16 @@ def test_the_same_command_goes_on_and_another_is_refused(tmp_path, run):
     assert locate(run, "--query", *files, map_file=good, out=out).returncode == 0
     whole = rows_of(out)
     journal = (out / "answers.jsonl").read_text().splitlines(keepends=True)
-    # Killed while the third answer was written down: its picture is there already.
+    # Killed while the third answer was written down: its picture is there already, and nothing of the end.
+    journal = [line for line in journal if '"output"' not in line]
     (out / "answers.jsonl").write_text("".join(journal[:-1]) + journal[-1][:40])
-    (out / "q0.png").unlink()
+    for name in ("q0.png", *AT_THE_END):
+        (out / name).unlink(missing_ok=True)
+    (out / ".q2.gcps.tif.part.tif").write_text("half of it")
     done = locate(run, "--query", *files, map_file=good, out=out)
     assert done.returncode == 0 and rows_of(out) == whole
     assert "q2: " in done.stdout and "q0: " not in done.stdout and not (out / "q0.png").exists(), "only what is left"
+    assert not list(out.glob(".*part*"))
     assert len(json.loads((out / "answers.geojson").read_text())["features"]) >= 9
     other = locate(run, "--query", *files, "--rotation", "15", map_file=good, out=out)
     assert other.returncode == 2 and "another command (it differs in rotation)" in other.stderr
@@ -352,7 +359,7 @@ def test_tie_points_are_written_and_the_query_is_warped_by_them(tmp_path, run):
     fine = cv2.resize(seen[60:340, 60:340], (560, 560), interpolation=cv2.INTER_CUBIC)
     write_map(tmp_path / "sar.tif", fine, from_origin(LEFT + 600, TOP - 600, 5, 5))
     out = tmp_path / "out"
-    command = ["--query", tmp_path / "sar.tif", "--prior", "own", "--radius", "300", "--tie_points", "36"]
+    command = ["--query", tmp_path / "sar.tif", "--prior", "own", "--radius", "300", "--tie_points", "36", "--warp"]
     done = locate(run, *command, map_file=file, out=out)
     assert done.returncode == 0 and "tie points kept" in done.stdout, done.stderr
     lines = (out / "sar.points").read_text().splitlines()
@@ -365,6 +372,14 @@ def test_tie_points_are_written_and_the_query_is_warped_by_them(tmp_path, run):
     off = np.hypot(kept[:, 0] - LEFT - 10 * true[:, 0], kept[:, 1] - TOP + 10 * true[:, 1]) / 10
     assert np.median(off) <= 1.5, "px"
     assert kept[:, 7] == pytest.approx(np.hypot(kept[:, 5], kept[:, 6]), abs=0.01)
+    with rasterio.open(out / "sar.gcps.tif") as copy:
+        assert [(p.col, -p.row, p.x, p.y) for p in copy.gcps[0]] == [tuple(point) for point in kept[:, [2, 3, 0, 1]]]
+    with rasterio.open(out / "sar.warped.tif") as source, rasterio.vrt.WarpedVRT(
+            source, transform=from_origin(LEFT + 1000, TOP - 1000, 10, 10), width=200, height=200,
+            resampling=rasterio.enums.Resampling.average) as by_them:
+        under, straight = (part[100:300, 100:300].astype(float) for part in (image, seen))
+        off = np.abs(by_them.read().transpose(1, 2, 0) - under).mean()
+        assert off < 0.6 * np.abs(straight - under).mean(), "warped by the points"
     with open(out / "sar.tie_points.csv") as table:
         rows = list(csv.DictReader(table))
     assert len(rows) == 36 and {"east_m", "north_m", "confidence", "kept"} <= rows[0].keys()
@@ -487,5 +502,7 @@ def test_what_an_answer_does_not_tell_by_itself_is_a_reason(tmp_path, run):
         row = rows_of(tmp_path / "tied")[0]
         assert row["status"] in ("located", "ambiguous"), row
         assert row["reason"] == ("" if has_points else "no tie points: 44 x 44 px, and 48 are needed")
-        assert (tmp_path / f"tied/of {side}.points").exists() == has_points
+        assert (tmp_path / f"tied/of {side}.tie_points.csv").exists() == has_points
+        with rasterio.open(tmp_path / f"tied/of {side}.gcps.tif") as copy:
+            assert len(copy.gcps[0]) == 5 or has_points
         shutil.rmtree(tmp_path / "tied")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import SMALL, script
+from conftest import SMALL, require_fit, script
 from tools.report import answer, best_line, fill, place_map, tiles_of_queries
 
 
@@ -91,29 +91,6 @@ def results(demo, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def browser():
-    """Chromium without a window, as its own user would start it."""
-    chromium, driver = (shutil.which(name) for name in ("chromium", "chromedriver"))
-    if not chromium or not driver:
-        pytest.skip("no chromium and chromedriver on this machine: the page was not tried in a browser")
-    from selenium import webdriver
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--window-size=1200,900",
-    ):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    yield browser
-    browser.quit()
-
-
 def test_the_page_in_a_browser(browser, results):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import Select
@@ -165,17 +142,7 @@ def test_the_page_in_a_browser(browser, results):
 
 @pytest.mark.parametrize("width, scheme", [(390, "light"), (390, "dark"), (1200, "dark")])
 def test_the_page_fits_its_screen(browser, results, width, scheme):
-    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
-    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-    browser.get((results / "report.html").as_uri())
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= width, "tables scroll, not the page"
-    colours = browser.execute_script("const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]")
-    text, ground = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in colours)
-    assert (text > ground + 300) if scheme == "dark" else (ground > text + 300)
-    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    require_fit(browser, results / "report.html", width, scheme)
 
 
 def test_the_page_is_one_file_with_the_tables_figures(results):

@@ -1,4 +1,4 @@
-"""What tools/locate.py writes: a journal of the queries, rows of answers.csv, GeoJSON, the warped query, a picture."""
+"""What tools/locate.py writes: a journal of the queries, rows of answers.csv, layers, the warped query, a picture."""
 import csv
 import glob
 import io
@@ -12,16 +12,20 @@ import rasterio
 from rasterio.transform import from_origin
 
 from shared.mapping.locator import WITH_A_PLACE
-from shared.plumbing.errors import InputError
-from shared.plumbing.files import append_text, make_folder, write_bytes, write_text
+from shared.plumbing.errors import InputError, OutputError
+from shared.plumbing.files import append_text, make_folder, write_bytes, write_text, written_beside
 from shared.raster import SUFFIXES
 from shared.turned import turn
 from tools.figures import CYCLE, SAR, panels, png
 from shared.mapping.maps import state_of
 
-COLUMNS = ("query", "rank", "x", "y", "rotation", "scale", "score", "probability", "radius", "status", "reason")
-OF_A_QUERY = (".tif", ".png", ".points", ".tie_points.csv")           # the files that there may be of a query
+COLUMNS = ("query", "rank", "x", "y", "crs", "rotation", "scale", "score", "probability", "radius", "status", "reason")
+# The files that there may be of a query.
+OF_A_QUERY = (".tif", ".png", ".points", ".tie_points.csv", ".gcps.tif", ".warped.tif")
 JOURNAL, TABLE, SHAPES = "answers.jsonl", "answers.csv", "answers.geojson"
+PACKAGE, PAGE = "answers.gpkg", "answers.html"
+AT_THE_END = PACKAGE, PAGE                              # what is written besides, when all is answered
+LAYERS = {"footprints": "footprint", "centres": "centre", "radii": "90% radius"}     # the parts of a package's layers
 MOST_SHOWN, SQUARE = 1200, 32                           # px of the picture of a map, and of the checkerboard's squares
 
 
@@ -45,22 +49,43 @@ def list_queries(given):
     return list(dict.fromkeys(queries))
 
 
+def masks_of(given, queries):
+    """{query: its mask}. given: of --query_mask: a file for all; or a folder, with a raster of each query's name, or
+    None for it; or None."""
+    if given is None or not given.is_dir():
+        return dict.fromkeys(queries, given)
+    by_name = {file.stem: file for file in sorted(given.iterdir())
+               if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")}
+    return {query: by_name.get(Path(query).stem) for query in queries}
+
+
+def files_of(name):
+    return [f"{name}{suffix}" for suffix in OF_A_QUERY]
+
+
 class Journal:
     """What has been answered, as it comes; the same command again goes on behind the last.
 
-    folder: of --out. settings: what answers depend on beside the query, for json. inputs: files that must not be
-    written over. answers.jsonl holds the settings, then of each query a line {"query", "name"} when it is begun and one
-    {"query", "name", "state", "files", "rows", "shapes"} when it is answered; answers.csv grows with it, and close()
-    writes answers.geojson.
-    Raises InputError where the folder's answers are of another command and `fresh` is not given.
+    folder: of --out. settings: what answers depend on beside the query and its mask, for json. inputs: files that must
+    not be written over. masks: {query: its mask, or None}. answers.jsonl holds the settings, then of each query a line
+    {"query", "name"} when it is begun and one {"query", "name", "state", "files", "rows", "shapes"} when it is
+    answered; answers.csv grows with it, and close() writes answers.geojson. A line {"output"} claims the name of what
+    is written at the end besides.
+    Raises InputError where the folder's answers are of another command and `fresh` is not given, or a file of the
+    user's has the name of one of ours.
     """
 
-    def __init__(self, folder, settings, inputs, fresh):
-        self.folder, self.inputs = folder, {Path(file).resolve() for file in inputs}
+    def __init__(self, folder, settings, inputs, masks, fresh):
+        self.folder, self.masks = folder, masks
+        self.inputs = {Path(file).resolve() for file in (*inputs, *filter(None, masks.values()))}
         make_folder(folder, "--out")
         kept = self._read()
-        foreign = [name for name in (JOURNAL, TABLE, SHAPES) if (folder / name).exists()]
-        if not kept and foreign:
+        self.outputs = [line["output"] for line in kept if "output" in line]
+        kept = [line for line in kept if "output" not in line]
+        ours = (JOURNAL, TABLE, SHAPES, *self.outputs) if kept else ()
+        foreign = [name for name in (JOURNAL, TABLE, SHAPES, *AT_THE_END) if name not in ours
+                   and (folder / name).exists()]
+        if foreign:
             raise InputError(f"--out {folder} holds {foreign[0]}, which is not of this tool, or damaged: give another "
                              "--out, or move it away")
         if fresh:
@@ -77,8 +102,10 @@ class Journal:
         self.unanswered = {line["query"] for line in kept[1:] if line["query"] not in answered}
         self.names = {line["query"]: line["name"] for line in kept[1:]
                       if line["query"] in self.answers or line["query"] not in answered}
+        self.taken = {file for name in self.names.values() for file in files_of(name)}
         begun = [{"query": query, "name": name} for query, name in self.names.items()]
-        write_text(folder / JOURNAL, "\n".join(json.dumps(line) for line in (settings, *begun, *self.answers.values())))
+        lines = settings, *({"output": name} for name in self.outputs), *begun, *self.answers.values()
+        write_text(folder / JOURNAL, "\n".join(json.dumps(line) for line in lines))
         write_text(folder / TABLE, _as_csv([COLUMNS, *(row for line in self.answers.values() for row in line["rows"])]))
 
     def _read(self):
@@ -91,11 +118,16 @@ class Journal:
             except ValueError:
                 break
         is_ours = bool(lines) and isinstance(lines[0], dict) and {"run", "map"} <= lines[0].keys()
-        return lines if is_ours and all({"query", "name"} <= line.keys() for line in lines[1:]) else []
+        return lines if is_ours and all("output" in line or {"query", "name"} <= line.keys()
+                                        for line in lines[1:]) else []
 
     def has(self, query):
         """Whether a query, as it is now, was answered."""
-        return query in self.answers and self.answers[query]["state"] == state_of(query)
+        return query in self.answers and self.answers[query]["state"] == self._state(query)
+
+    def _state(self, query):
+        mask = self.masks.get(query)
+        return state_of(query) + (state_of(mask) if mask else [])
 
     def _remove_files(self, line):
         """Remove what was written of a query."""
@@ -107,25 +139,30 @@ class Journal:
         """A name for the query's files: neither another query's, nor one of a file that was there already."""
         self._remove_files(self.answers.get(query, {}))               # of a query that has changed since
         if query in self.unanswered:                                  # what an interruption or a full disk left
-            self._remove_files({"files": [f"{self.names[query]}{suffix}" for suffix in OF_A_QUERY]})
+            files = files_of(self.names[query])
+            halves = [f".{file}.part{suffix}" for file in files for suffix in ("", Path(file).suffix)]
+            self._remove_files({"files": files + halves})
         name, number = self.names.get(query) or Path(query).stem or "query", 1
-        while query not in self.names and (name in self.names.values() or self._is_there(name)):
+        while query not in self.names and self._is_taken(name):
             number += 1
             name = f"{Path(query).stem}_{number}"
         if query not in self.names:
             append_text(self.folder / JOURNAL, json.dumps({"query": query, "name": name}) + "\n")
             self.names[query] = name
+            self.taken.update(files_of(name))
         return name
 
-    def _is_there(self, name):
-        files = [self.folder / f"{name}{suffix}" for suffix in OF_A_QUERY]
-        return any(file.exists() or file.resolve() in self.inputs for file in files)
+    def _is_taken(self, name):
+        """Whether one of the files that there may be of a name is another query's, or was there already."""
+        files = [self.folder / file for file in files_of(name)]
+        return not self.taken.isdisjoint(files_of(name)) or any(
+            file.exists() or file.resolve() in self.inputs for file in files)
 
     def add(self, query, rows, shapes=()):
         """Keep a query's answer."""
         name = self.names[query]
-        files = [f"{name}{suffix}" for suffix in OF_A_QUERY if (self.folder / f"{name}{suffix}").exists()]
-        line = {"query": query, "name": name, "state": state_of(query), "files": files, "rows": rows,
+        files = [file for file in files_of(name) if (self.folder / file).exists()]
+        line = {"query": query, "name": name, "state": self._state(query), "files": files, "rows": rows,
                 "shapes": [*shapes]}
         is_renewed = query in self.answers
         self.answers[query] = line
@@ -136,9 +173,19 @@ class Journal:
         else:
             append_text(self.folder / TABLE, _as_csv(rows))
 
+    @property
+    def shapes(self):
+        return [shape for line in self.answers.values() for shape in line["shapes"]]
+
     def close(self):
-        shapes = [shape for line in self.answers.values() for shape in line["shapes"]]
-        write_text(self.folder / SHAPES, json.dumps({"type": "FeatureCollection", "features": shapes}, indent=1))
+        write_text(self.folder / SHAPES, json.dumps({"type": "FeatureCollection", "features": self.shapes}, indent=1))
+
+    def claim(self, name):
+        """The path of one of AT_THE_END, which from now on is ours."""
+        if name not in self.outputs:
+            append_text(self.folder / JOURNAL, json.dumps({"output": name}) + "\n")
+            self.outputs.append(name)
+        return self.folder / name
 
 
 def _as_csv(rows):
@@ -157,7 +204,7 @@ def describe(name, query, location, geo):
     rows = []
     for rank, answer in enumerate(location.answers, 1):
         x, y = geo.to_map(answer.x, answer.y)
-        row = {"query": name, "rank": rank, "x": round(x, 7), "y": round(y, 7),
+        row = {"query": name, "rank": rank, "x": round(x, 7), "y": round(y, 7), "crs": name_of_crs(geo.map_crs),
                "rotation": round(answer.rotation % 360, 2), "score": round(answer.score, 4),
                "probability": round(answer.probability, 4), "status": location.status if rank == 1 else "alternative"}
         if rank == 1:
@@ -165,6 +212,11 @@ def describe(name, query, location, geo):
                        reason=location.reason)
         rows.append(row)
     return rows
+
+
+def name_of_crs(crs):
+    """Authority and code, as EPSG:32611; of a CRS that has none its name."""
+    return ":".join(crs.to_authority() or [crs.name])
 
 
 def footprint(query, answer):
@@ -182,7 +234,7 @@ def shapes_of(query, answers, rows, geo):
     for answer, row in zip(answers, rows):
         # Outer rings go counter-clockwise (section 3.1.6): the corners as they are go clockwise.
         corners = [list(map(float, geo.to_lonlat(*corner))) for corner in footprint(query, answer)[::-1]]
-        properties = {name: row.get(name) for name in COLUMNS if name not in ("x", "y", "reason")}
+        properties = {name: row.get(name) for name in COLUMNS if name not in ("x", "y", "crs", "reason")}
         (xx, xy), (_, yy) = np.array(answer.covariance) * geo.metres ** 2
         properties["covariance_m2"] = [round(xx, 1), round(-xy, 1), round(yy, 1)]         # east, both, north
         centre = list(map(float, geo.to_lonlat(answer.x, answer.y)))
@@ -197,6 +249,36 @@ def shapes_of(query, answers, rows, geo):
             shapes.append({"type": "Feature", "properties": {**properties, "part": "90% radius"},
                            "geometry": {"type": "Polygon", "coordinates": [[*ring, ring[0]]]}})
     return shapes
+
+
+def write_package(file, shapes, geo):
+    """Write shapes_of all queries as a GeoPackage with a layer for each of LAYERS, in the map's CRS. Needs geopandas.
+    """
+    import geopandas
+    import pyogrio
+    from shapely.geometry import shape
+    from shapely.ops import transform
+
+    def on_map(longitude, latitude):
+        return geo.to_map(*geo.from_lonlat(np.asarray(longitude), np.asarray(latitude)))
+
+    columns = [name for name in COLUMNS if name not in ("x", "y", "reason")] + ["covariance_m2", "part"]
+    with written_beside(file) as beside:
+        for layer, part in LAYERS.items():
+            chosen = [each for each in shapes if each["properties"]["part"] == part]
+            rows = [{**each["properties"], "crs": name_of_crs(geo.map_crs),
+                     "query": each["properties"]["query"].encode(errors="surrogateescape").decode(errors="replace"),
+                     "covariance_m2": json.dumps(each["properties"]["covariance_m2"])} for each in chosen]
+            places = [transform(on_map, shape(each["geometry"])) for each in chosen]
+            frame = geopandas.GeoDataFrame(rows, columns=columns, geometry=places, crs=geo.map_crs)
+            try:
+                frame.to_file(beside, layer=layer, driver="GPKG", engine="pyogrio",
+                              geometry_type="Point" if part == "centre" else "Polygon")
+                is_whole = pyogrio.read_info(beside, layer=layer)["features"] == len(chosen)
+            except RuntimeError as error:               # GDAL's; not all that a full disk does to it is one
+                raise OutputError(f"{file} cannot be written ({error})")
+            if not is_whole:
+                raise OutputError(f"{file} cannot be written: the disk is full")
 
 
 def line_of(rows):

@@ -142,6 +142,11 @@ class Field:
         return at.astype(np.float32)
 
 
+def turned_to(places, shape, answer):
+    """(N, 2) px of a query of `shape` -> (N, 2) px of the map, where its answer alone puts them."""
+    return _turned(places - _middle(shape), answer.rotation) + (answer.x, answer.y)
+
+
 def _middle(shape):
     return np.array([shape[1], shape[0]]) / 2
 
@@ -196,7 +201,7 @@ def points_text(rows, geo):
     rows: as rows_of_points gives them.
     """
     text = io.StringIO()
-    text.write(f"#CRS: {geo.place.crs.to_wkt()}\n")
+    text.write(f"#CRS: {geo.map_crs.to_wkt()}\n")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for row in rows:
@@ -222,7 +227,7 @@ def table_text(rows):
 def rows_of_points(points, query, answer, geo):
     """Of each tie point {"map_x", "map_y": its place on the map, in the map's CRS, "column", "row": px of the query's
     file, "east_m", "north_m": metres of the offset, "confidence", "kept", "residual": (x, y) px}."""
-    rigid = _turned(points.places - _middle(query.pixels.shape), answer.rotation) + (answer.x, answer.y)
+    rigid = turned_to(points.places, query.pixels.shape, answer)
     rows = []
     for place, at, offset, confidence, kept, residual in zip(points.places, rigid, points.offsets, points.confidence,
                                                              points.kept, points.residuals):

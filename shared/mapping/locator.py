@@ -9,14 +9,15 @@ import cv2
 import numpy as np
 from PIL import Image
 from pyproj import CRS
+from rasterio.transform import Affine
 
 from shared.calibration import load_calibration, texture_of
 from shared.cells import load_cell_network
 from shared.localization import Search, rotations_to_try
-from shared.mapping.maps import GeoMap, MapFeatures, georeference_of
+from shared.mapping.maps import GeoMap, MapFeatures, Mask, georeference_of
 from shared.model import require_run
 from shared.plumbing.errors import InputError
-from shared.raster import PLAIN, open_raster
+from shared.raster import PLAIN, open_mask, open_raster, read_mask
 
 ROTATIONS = {"known": 0, "15": 15, "unknown": 180}      # degrees to both sides
 LEAST_SHOWN = 0.5                                       # of a query that must not be nodata
@@ -33,18 +34,23 @@ class Query:
     """A query at the network's resolution: its size from the header, its pixels when read() is called.
 
     file: a path, or what an image is called that is in memory. reader: the SAR images' Reader. resolution: metres of a
-    pixel on the ground, of what has no georeference. geo: the map.
-    width, height: px of `metres` ground metres. own_ratio: metres of its own pixels to that. own_size: (width, height)
-    px of what has no georeference. truth: (x, y) of its middle by its own georeference, px of the map's grid, or None.
+    pixel on the ground, of what has no georeference. geo: the map. mask: a file of its size, whose zeros and nodata
+    count as nodata, or None.
+    width, height: px of `metres` ground metres. own_ratio: metres of its own pixels to that. file_size: (width, height)
+    px of the file as GDAL reads it. truth: (x, y) of its middle by its own georeference, px of the map's grid, or None.
     After read(): pixels (h, w, 3) uint8, shown (h, w) bool, share_shown of its own pixels, and taken, words for what
     they are in the file.
-    Raises InputError where it cannot be opened or its resolution is not known.
+    Raises InputError where it cannot be opened, its resolution is not known, or the mask does not fit.
     """
 
-    def __init__(self, file, resolution, geo, reader):
-        self.file, self.reader, self.truth, self.pixels = file, reader, None, None
+    def __init__(self, file, resolution, geo, reader, mask=None):
+        self.file, self.reader, self.truth, self.pixels, self.mask = file, reader, None, None, mask
         self.grid = self._grid_of(file, geo)
         if self.grid:
+            self.file_size = self.grid.place.shape[::-1]
+            if mask:
+                self._require_size_of_mask(self.file_size)
+                self.grid.mask = Mask(mask, self.grid, "--query_mask", self.grid.place)
             self.own_ratio = self.grid.own_metres / geo.metres
             self.width, self.height = self.grid.width, self.grid.height
             middle = self.grid.transform * (self.width / 2, self.height / 2)
@@ -53,8 +59,11 @@ class Query:
         if resolution is None:
             raise InputError(f"--query {file} does not tell its resolution: give --resolution in metres a pixel")
         self.own_ratio = resolution / geo.metres
-        self.own_size = size_of(file)
-        self.width, self.height = (max(1, round(side * self.own_ratio)) for side in self.own_size)
+        self.file_size, shown_size, to_file = size_of(file)
+        if mask:
+            self._require_size_of_mask(shown_size)
+        self.width, self.height = (max(1, round(side * self.own_ratio)) for side in shown_size)
+        self.to_file = to_file * Affine.scale(shown_size[0] / self.width, shown_size[1] / self.height)
 
     def _grid_of(self, file, geo):
         with open_raster(file, "--query") as source:
@@ -67,12 +76,24 @@ class Query:
             grid = GeoMap(file, geo.metres, self.reader, "--query", crs=geo.crs)
         return grid
 
+    def _require_size_of_mask(self, size):
+        with open_mask(self.mask, "--query_mask") as source:
+            if (source.width, source.height) != size:
+                raise InputError(f"--query_mask {self.mask} has {source.width} x {source.height} px, and --query "
+                                 f"{self.file} {size[0]} x {size[1]}: give one of the same size")
+
     def own_pixel(self, x, y):
         """Px of the file, column and row from its upper left corner, of px of the query as it is seen."""
         if not self.grid:
-            width, height = self.own_size
-            return x * width / self.width, y * height / self.height
+            return self.to_file * (x, y)
         return self.grid.place.to_pixel(*self.grid.to_map(x, y))
+
+    def seen_pixel(self, column, row):
+        """The other way round."""
+        if not self.grid:
+            return ~self.to_file * (column, row)
+        (x,), (y,) = self.grid.place.to_crs([column], [row])
+        return self.grid.from_crs(x, y, self.grid.place.crs)
 
     def read(self):
         if self.grid:
@@ -82,6 +103,9 @@ class Query:
             self.taken = self.grid.look[2]
             return
         bands, shown, self.taken = self.reader.read_bands(self.file)
+        if self.mask:
+            with open_mask(self.mask, "--query_mask") as source:
+                shown &= read_mask(source)
         pixels, self.share_shown = self.reader.to_bytes(bands, shown), shown.mean()
         method = cv2.INTER_AREA if self.own_ratio < 1 else cv2.INTER_LINEAR
         size = self.width, self.height
@@ -90,14 +114,23 @@ class Query:
 
 
 def size_of(file):
-    """(width, height) in px by a file's header."""
+    """By a file's header: (width, height) px as it is stored, the same as it is shown, and the Affine from the latter's
+    px to the former's: EXIF may turn and mirror a JPEG."""
     with open_raster(file, "--query") as source:
-        size = source.width, source.height
-    if Path(file).suffix.lower() in PLAIN:
+        width, height = source.width, source.height
+    orientation = 1
+    if Path(file).suffix.lower() in PLAIN and Path(file).is_file():
         with Image.open(file) as image:
-            is_turned = image.getexif().get(0x0112, 1) >= 5           # EXIF: by a quarter
-        return size[::-1] if is_turned else size
-    return size
+            if image.format in ("JPEG", "MPO"):
+                orientation = image.getexif().get(0x0112, 1)
+    to_file = Affine.identity()
+    if orientation in (5, 6, 7, 8):                     # lies on its side
+        to_file = Affine(0, 1, 0, 1, 0, 0)
+    if orientation in (2, 3, 7, 8):
+        to_file = Affine(-1, 0, width, 0, 1, 0) * to_file
+    if orientation in (3, 4, 6, 7):
+        to_file = Affine(1, 0, 0, 0, -1, height) * to_file
+    return (width, height), (height, width) if orientation >= 5 else (width, height), to_file
 
 
 def require_truth(query):
@@ -159,21 +192,27 @@ class Locator:
         self.weights, self.readers = require_run(Path(run), "--run"), readers
         self.metres = float(self.calibration.metres)
 
-    def open_map(self, file):
-        """The GeoMap of a file. InputError where its pixels, by its header, are too large for the network."""
+    def open_map(self, file, mask=None):
+        """The GeoMap of a file. mask: a georeferenced file, whose zeros and nodata count as nodata. InputError where
+        the map's pixels, by its header, are too large for the network, or the mask leaves nothing of it."""
         geo = GeoMap(file, self.metres, self.readers["opt"])
         if geo.own_metres > COARSEST * geo.metres:
             raise InputError(f"--map {geo.file} has pixels of {geo.own_metres:.0f} m, and the run learned from "
                              f"{geo.metres:.0f} m: give a map of at most {COARSEST * geo.metres:.0f} m")
+        if mask:
+            geo.mask = Mask(mask, geo, "--map_mask")
+            if not geo.mask.overview.any():
+                raise InputError(f"--map_mask {mask} leaves nothing of --map {file} to be searched: it lies elsewhere, "
+                                 "or is zero all over it")
         return geo
 
     def features_of(self, geo, folder):
         """The MapFeatures of a map. folder: that keeps them; None: the memory."""
         return MapFeatures(geo, self.network, self.weights, folder)
 
-    def open_query(self, file, resolution, geo):
-        """The Query of a file. InputError where, by its header, it cannot lie on the map."""
-        query = Query(file, resolution, geo, self.readers["sar"])
+    def open_query(self, file, resolution, geo, mask=None):
+        """The Query of a file and its mask. InputError where, by its header, it cannot lie on the map."""
+        query = Query(file, resolution, geo, self.readers["sar"], mask)
         if max(query.width, query.height) > max(geo.width, geo.height) or min(query.width, query.height) > min(
                 geo.width, geo.height):
             raise InputError(f"--query {query.file} shows {query.width} x {query.height} px of the map's "

@@ -27,7 +27,7 @@ from shared.localization import Map, map_of
 from shared.nodata import undeclared_nodata, without_specks
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import make_folder, write_bytes, write_text
-from shared.raster import as_numbers, name_of, open_bands, palette_of, read_window, reason_of
+from shared.raster import as_numbers, name_of, open_bands, open_mask, palette_of, read_mask, read_window, reason_of
 
 BLOCK = 1024                                            # px a side that are read and embedded at once
 HALO = 64                                               # px beyond which nothing has a say in a cell of three stages
@@ -45,12 +45,13 @@ EDGE = np.linspace(0, 1, 9)                             # where along its edges 
 @dataclass
 class Georeference:
     """Where a raster of shape (height, width) lies. crs: pyproj's. transform: px to the CRS, or None where there are
-    control points, gcps. meridian: from which longitudes are counted, in those of the file."""
+    control points, gcps. meridian: from which longitudes are counted, in those of the file, whose CRS is then `own`."""
     crs: CRS
     shape: tuple
     transform: Affine = None
     gcps: list = None
     meridian: float = 0.0
+    own: CRS = None
 
     def to_crs(self, columns, rows):
         """(2, N) x and y of px (N) and (N), counted from the upper left corner."""
@@ -90,8 +91,9 @@ class Georeference:
                                   f"+pm={meridian} +no_defs")
         if self.gcps:
             gcps = [GroundControlPoint(point.row, point.col, point.x - meridian, point.y) for point in self.gcps]
-            return Georeference(crs, self.shape, gcps=gcps, meridian=meridian)
-        return Georeference(crs, self.shape, Affine.translation(-meridian, 0) * self.transform, meridian=meridian)
+            return Georeference(crs, self.shape, gcps=gcps, meridian=meridian, own=self.crs)
+        transform = Affine.translation(-meridian, 0) * self.transform
+        return Georeference(crs, self.shape, transform, meridian=meridian, own=self.crs)
 
 
 def georeference_of(source):
@@ -156,9 +158,11 @@ class GeoMap:
 
     reader: by whose bands and tones it is seen. flag: that named the file. crs: of the grid, default ground_crs's.
     Positions are (x, y) in px of the grid, from its upper left corner, as in shared/localization.py. Opening reads the
-    header alone; tones and nodata are looked at with the first window.
+    header alone; tones and nodata are looked at with the first window. mask: the Mask of what counts as nodata besides,
+    where one is set before that.
     Raises InputError where the file cannot be opened or is not georeferenced.
     """
+    mask = None
 
     def __init__(self, file, metres, reader, flag="--map", crs=None):
         self.file, self.reader, self.metres, self.flag = str(file), reader, metres, flag
@@ -207,6 +211,10 @@ class GeoMap:
             words += f", {nodata:g} along the border taken for nodata"
         if alpha:
             shown &= read_window(source, alpha, out_shape=shape) > 0
+        if self.mask:
+            rows, columns = (np.indices(shape) + 0.5) * np.reshape(np.divide(source.shape, shape), (2, 1, 1))
+            x, y = self.from_crs(*self.place.to_crs(columns.ravel(), rows.ravel()), self.place.crs)
+            shown &= self.mask.at(x, y).reshape(shape)
         if not shown.any():
             raise InputError(f"{self.flag} {self.file} holds nothing but nodata: give one that shows something")
         return self.reader.measured_in(bands, shown), nodata, words
@@ -265,6 +273,8 @@ class GeoMap:
         if nodata is not None and np.dtype(source.dtypes[0]).kind != "f":
             specks = ~shown & ~without_specks(~shown)   # true values, within the image
             bands[:, specks], shown = nodata, shown | specks
+        if self.mask:
+            shown &= self.mask.read(left, top, width, height)
         if source.colorinterp[0] == ColorInterp.palette:
             bands = palette_of(source)[np.nan_to_num(bands[0]).astype(int)].transpose(2, 0, 1)
         elif source.dtypes[0] == "uint8":
@@ -278,7 +288,13 @@ class GeoMap:
         gcps = [[p.row, p.col, p.x, p.y] for p in self.place.gcps or ()]
         lies = [self.place.crs.to_wkt(), list(self.place.transform or ()), gcps, list(source.shape)]
         grid = [self.crs.to_wkt(), list(self.transform), self.metres]
-        return [state_of(self.file), source.name, lies, grid, repr(self.look[0]), self.look[1]]
+        mask = [self.mask.source.name, state_of(self.mask.file)] if self.mask else []
+        return [state_of(self.file), source.name, lies, grid, repr(self.look[0]), self.look[1], *mask]
+
+    @property
+    def map_crs(self):
+        """The map's CRS, which to_map gives coordinates in."""
+        return self.place.own or self.place.crs
 
     def to_map(self, x, y):
         """Px of the grid -> coordinates in the map's CRS."""
@@ -292,6 +308,9 @@ class GeoMap:
     def to_lonlat(self, x, y):
         return self._to_lonlat.transform(*(self.transform * (x, y)))
 
+    def from_lonlat(self, longitude, latitude):
+        return ~self.transform * self._to_lonlat.transform(longitude, latitude, direction="INVERSE")
+
     def metres_from_middle(self, longitude, latitude):
         """Metres over the Earth from the grid's middle to a place."""
         here = self.to_lonlat(self.width / 2, self.height / 2)
@@ -301,6 +320,59 @@ class GeoMap:
         """Coordinates in any CRS -> px of the grid."""
         x, y = Transformer.from_crs(crs, self.crs, always_xy=True).transform(x, y)
         return ~self.transform * (x, y)
+
+
+class Mask:
+    """Where a raster of one band is neither zero nor nodata, on the grid of a GeoMap; beyond its edge it is zero.
+
+    place: its Georeference (default: its own). flag: that named the file. InputError where it has more bands or lies
+    nowhere.
+    """
+
+    def __init__(self, file, grid, flag, place=None):
+        self.file, self.grid = str(file), grid
+        self.source = open_mask(file, flag)
+        self.place = place or georeference_of(self.source)
+        if self.place is None:
+            raise InputError(f"{flag} {file} is not georeferenced: give one that is, as the map is")
+
+    @cached_property
+    def _on_grid(self):
+        nodata = 0 if self.source.nodata is None else self.source.nodata
+        return WarpedVRT(self.source, crs=self.grid.crs.to_wkt(), transform=self.grid.transform, width=self.grid.width,
+                         height=self.grid.height, src_crs=self.place.crs.to_wkt(), src_transform=self.place.transform,
+                         src_nodata=nodata, nodata=nodata, resampling=Resampling.nearest)
+
+    def _read(self, left, top, width, height, shape):
+        """(h, w) bool of a window of the grid, seen at another shape."""
+        if self.place.transform:
+            return read_mask(self._on_grid, window=Window(left, top, width, height), out_shape=shape)
+        scale = Affine.scale(width / shape[1], height / shape[0])
+        seen = np.zeros(shape, np.uint8)
+        reproject(self._whole, seen, gcps=self.place.gcps, src_crs=self.place.crs.to_wkt(),
+                  dst_transform=self.grid.transform * Affine.translation(left, top) * scale,
+                  dst_crs=self.grid.crs.to_wkt(), resampling=Resampling.nearest)
+        return seen > 0
+
+    @cached_property
+    def _whole(self):
+        return read_mask(self.source).astype(np.uint8)
+
+    def read(self, left, top, width, height):
+        """(h, w) bool of a window of the grid."""
+        return self._read(left, top, width, height, (height, width))
+
+    @cached_property
+    def overview(self):
+        factor = max(1, max(self.grid.width, self.grid.height) / OVERVIEW)
+        shape = tuple(max(1, round(side / factor)) for side in (self.grid.height, self.grid.width))
+        return self._read(0, 0, self.grid.width, self.grid.height, shape)
+
+    def at(self, x, y):
+        """(N) bool of places (N) and (N) in px of the grid, to a pixel of the overview."""
+        height, width = self.overview.shape
+        rows, columns = y * height / self.grid.height, x * width / self.grid.width
+        return self.overview[rows.clip(0, height - 1).astype(int), columns.clip(0, width - 1).astype(int)]
 
 
 def state_of(file):

@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -30,6 +31,27 @@ def write_bytes(file, content):
             raise
     except OSError as error:
         raise OutputError(f"{file} cannot be written ({error.strerror}); what was there before is untouched")
+
+
+@contextmanager
+def written_beside(file):
+    """A path beside a file for a library to write to, renamed to the file where nothing went wrong.
+
+    Raises OutputError as write_bytes does; what was there before stays.
+    """
+    file = Path(file)
+    beside = file.with_name(f".{file.name}.part{file.suffix}")        # libraries tell a format by its suffix
+    try:
+        beside.unlink(missing_ok=True)
+        try:
+            yield beside
+            with open(beside, "rb+") as written:
+                os.fsync(written)
+            os.replace(beside, file)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{file} cannot be written ({error.strerror or error}); what was there before is untouched")
 
 
 def append_text(file, text):
