@@ -233,18 +233,20 @@ class Search:
         step = self.rotations[1] - self.rotations[0]
         refined = self._at_finer_rotations(self.found[:REFINED], step / 3, self.coarse_side)
         finer_side = min(FINER_SIDE, max(self.query.shape[:2]))
-        refined = self._at_finer_rotations(refined[:FINAL], step / 6, finer_side)
+        refined = self._at_finer_rotations(refined[:FINAL], step / 6, finer_side, beside=2)
         return _without_repetitions([self._at_halves(answer) for answer in refined[:1]] + refined[1:])
 
-    def _at_finer_rotations(self, answers, step, most):
-        """Answers again at rotations `step` degrees to both sides, by the middle of the query; best first."""
+    def _at_finer_rotations(self, answers, step, most, beside=1):
+        """Answers again at `beside` rotations to each side, `step` degrees apart, by the middle of the query; best
+        first."""
         if not answers:
             return []
-        tried = [answer.rotation + step * np.arange(-1, 2) for answer in answers]
+        count = 2 * beside + 1
+        tried = [answer.rotation + step * np.arange(-beside, beside + 1) for answer in answers]
         seen = self.see(np.concatenate(tried), most)
         refined = []
         for number, (answer, rotations) in enumerate(zip(answers, tried)):
-            of_answer = slice(3 * number, 3 * number + 3)
+            of_answer = slice(count * number, count * (number + 1))
             one = Seen(seen.cells[of_answer], seen.mask[of_answer], rotations, seen.middle)
             refined.append(self._refined(answer, [one]))
         return sorted(refined, key=lambda answer: -answer.score)

@@ -201,12 +201,13 @@ def describe(name, query, location, geo):
     """Rows of answers.csv, best first; one without a place where there is no answer."""
     if not location.answers:
         return [{"query": name, "rank": 1, "status": location.status, "reason": location.reason}]
-    rows = []
+    rows, digits = [], 7 if geo.map_crs.is_geographic else 2          # about a centimetre
     for rank, answer in enumerate(location.answers, 1):
         x, y = geo.to_map(answer.x, answer.y)
-        row = {"query": name, "rank": rank, "x": round(x, 7), "y": round(y, 7), "crs": name_of_crs(geo.map_crs),
-               "rotation": round(answer.rotation % 360, 2), "score": round(answer.score, 4),
-               "probability": round(answer.probability, 4), "status": location.status if rank == 1 else "alternative"}
+        row = {"query": name, "rank": rank, "x": round(x, digits), "y": round(y, digits),
+               "crs": name_of_crs(geo.map_crs), "rotation": round(answer.rotation % 360, 2),
+               "score": round(answer.score, 4), "probability": round(answer.probability, 4),
+               "status": location.status if rank == 1 else "alternative"}
         if rank == 1:
             row.update(scale=round(location.search.zoom_of(answer), 3), radius=round(location.radius, 1),
                        reason=location.reason)
