@@ -20,7 +20,7 @@ import rasterio
 pyproj = pytest.importorskip("pyproj", reason="requirements-optional.txt is not installed")
 
 from rasterio.control import GroundControlPoint
-from rasterio.enums import Resampling
+from rasterio.enums import ColorInterp, Resampling
 from rasterio.transform import from_origin
 from rasterio.warp import reproject
 
@@ -321,6 +321,35 @@ def test_a_turned_query_of_finer_pixels_too(tmp_path):
             assert shown.shape > (512, 512) and not shown[0, 0] and (by_them.read(1)[shown] >= 40).mean() > 0.99
             square_metres = abs(by_them.transform.determinant) * 111_000 ** 2 * np.cos(np.deg2rad(34.4))
             assert shown.sum() * square_metres == pytest.approx(740 * 600 * 2 ** 2, rel=0.02)
+
+
+@pytest.mark.parametrize("dtype", ["palette", "alpha", "int16", "float64", "complex64", "complex_int16"])
+def test_numbers_of_every_kind_stay_what_they_are(tmp_path, dtype):
+    """And what lies beside the warped query is told, by nodata, by its alpha or by a mask."""
+    rows = [{"row": row, "column": column, "map_x": LEFT + 10 * column - 3 * row, "map_y": TOP - 10 * row - 3 * column,
+             "kept": 1} for row, column in ((0, 0), (0, 60), (50, 60), (50, 0), (25, 30), (25, 30))]
+    numbers = np.random.default_rng(0).integers(1, 4, (1, 50, 60)).astype(np.uint8)
+    count, stored = (2, "uint8") if dtype == "alpha" else (1, "uint8" if dtype == "palette" else dtype)
+    with rasterio.open(tmp_path / "sar.tif", "w", driver="GTiff", width=60, height=50, count=count,
+                       dtype=stored) as out:
+        if dtype == "palette":
+            out.write_colormap(1, {number: (number, 2, 3, 255) for number in range(4)})
+        if dtype == "alpha":
+            out.colorinterp = [ColorInterp.gray, ColorInterp.alpha]
+            numbers = np.concatenate([numbers, np.full_like(numbers, 255)])
+        out.write(numbers.astype("complex64" if "complex" in dtype else stored))
+    copy_with_points(tmp_path / "sar.tif", rows, pyproj.CRS(UTM), tmp_path / "copy.tif")
+    warp_by_points(tmp_path / "copy.tif", tmp_path / "warped.tif")
+    with ExitStack() as stack:
+        own, copy, by_them = (stack.enter_context(rasterio.open(tmp_path / f"{name}.tif"))
+                              for name in ("sar", "copy", "warped"))
+        np.testing.assert_array_equal(copy.read(), own.read())
+        assert len(copy.gcps[0]) == 5, "each point once"
+        for written in (copy, by_them):
+            assert written.dtypes == own.dtypes and written.colorinterp == own.colorinterp
+            assert dtype != "palette" or written.colormap(1)[2] == (2, 2, 3, 255)
+        shown = by_them.dataset_mask() > 0
+        assert not shown[0, 0] and 0.5 < shown.mean() < 0.95 and np.abs(by_them.read(1)[shown]).min() > 0
 
 
 def test_a_copy_that_does_not_fit_on_the_disk_is_no_copy(tmp_path, limited_files):
