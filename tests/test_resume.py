@@ -59,7 +59,7 @@ def test_a_killed_run_ends_with_the_same_weights(demo, whole, tmp_path, moment):
     (tmp_path / "slow.py").write_text(SLOW.format(root=str(ROOT)))
     conditions = {
         "before the first checkpoint": lambda: has_logged(out, "training places"),
-        "while a checkpoint is written": lambda: (out / "checkpoint.pt.part").exists() and (
+        "while a checkpoint is written": lambda: (out / ".checkpoint.pt.part").exists() and (
             out / "checkpoint.pt").exists(),
         "after the second epoch": lambda: has_logged(out, "epoch 2:"),
     }
