@@ -54,6 +54,8 @@ def arguments():
 
 
 def main(args):
+    if args.run.is_file():
+        raise InputError(f"--run {args.run} is packed: calibrate the folder of the run, and pack that")
     settings = read_settings(args.run)
     data_path = args.data_path or settings["data_path"]
     if args.result_path and (args.result_path / "metrics.json").is_file() and (args.run / CALIBRATION).is_file():

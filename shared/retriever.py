@@ -10,7 +10,7 @@ from rasterio.transform import from_origin
 
 from shared.dataset import decode_images
 from shared.evaluate import embed, first_answers
-from shared.mapping.locator import ROTATIONS, Locator, circle_of
+from shared.mapping.locator import ROTATIONS, Locator, circle_about
 from shared.mapping.maps import MapFeatures, georeference_of
 from shared.model import load_model
 from shared.plumbing.device import autocast, choose_device
@@ -116,8 +116,7 @@ class Retriever:
             asked = self.locator.open_query(file, resolution, geo)
             circle = None
             if prior is not None:
-                x, y = opened.from_pixel(*prior)
-                circle = circle_of(f"{x},{y}", radius, asked, geo)
+                circle = circle_about(*geo.from_map(*opened.from_pixel(*prior)), radius, geo, prior)
             location = self.locator.locate(asked, opened.features, ROTATIONS[rotation], circle)
         found = {"status": location.status, "reason": location.reason}
         if not location.answers:

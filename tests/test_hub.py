@@ -72,6 +72,8 @@ def test_locate_gives_what_the_tool_gives(retriever, run, tmp_path):
     assert near["x"] == pytest.approx(place["x"], abs=0.01)
     away = retriever.locate(cut, opened, resolution=10, prior=(300, 100), radius=300)
     assert math.hypot(away["x"] - 300, away["y"] - 100) <= 30 and away["status"] != "located"
+    corner = retriever.locate(image[:60, :60], opened, resolution=10, prior=(12, 8), radius=500)
+    assert math.hypot(corner["x"] - 30, corner["y"] - 30) < 0.5, "px, however few, and no longitude"
     assert retriever.locate(np.full((90, 90), 80, np.uint8), opened, resolution=10)["status"] == "too little texture"
 
 

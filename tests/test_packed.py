@@ -163,3 +163,9 @@ def test_what_float16_cannot_hold_is_refused():
     with pytest.raises(InputError, match="^a: not finite in float16"):
         halved(state)
     assert halved({**state, "a": torch.ones(1, 1)})["b"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("file", MODELS, ids=lambda file: file.name)
+def test_a_packed_run_is_not_calibrated(file):
+    done = script("code_Match/calibrate.py", "--run", file)
+    assert done.returncode == 2 and "is packed: calibrate the folder" in done.stderr

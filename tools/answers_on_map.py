@@ -12,12 +12,12 @@ import rasterio
 from rasterio.transform import from_origin
 
 from shared.mapping.locator import WITH_A_PLACE
+from shared.mapping.maps import state_of
 from shared.plumbing.errors import InputError, OutputError
-from shared.plumbing.files import append_text, make_folder, write_bytes, write_text, written_beside
+from shared.plumbing.files import append_text, halves_of, make_folder, write_bytes, write_text, written_beside
 from shared.raster import SUFFIXES
 from shared.turned import turn
 from tools.figures import CYCLE, SAR, panels, png
-from shared.mapping.maps import state_of
 
 COLUMNS = ("query", "rank", "x", "y", "crs", "rotation", "scale", "score", "probability", "radius", "status", "reason")
 # The files that there may be of a query.
@@ -140,7 +140,7 @@ class Journal:
         self._remove_files(self.answers.get(query, {}))               # of a query that has changed since
         if query in self.unanswered:                                  # what an interruption or a full disk left
             files = files_of(self.names[query])
-            halves = [f".{file}.part{suffix}" for file in files for suffix in ("", Path(file).suffix)]
+            halves = [half.name for file in files for half in halves_of(file)]
             self._remove_files({"files": files + halves})
         name, number = self.names.get(query) or Path(query).stem or "query", 1
         while query not in self.names and self._is_taken(name):

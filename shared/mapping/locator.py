@@ -140,20 +140,25 @@ def require_truth(query):
 
 
 def circle_of(prior, radius, query, geo):
-    """(x, y, radius) in px of the grid. prior: text, `own`, X,Y in the map's CRS, or lon,lat. radius: metres.
+    """The circle about a --prior. prior: text, `own`, X,Y in the map's CRS, or lon,lat. radius: metres.
 
-    InputError where the prior is not on the map.
+    InputError where the prior is not understood, or not on the map.
     """
     if prior == "own":
         require_truth(query)
-        x, y = query.truth
-    else:
-        try:
-            x, y = (float(part) for part in prior.split(","))
-        except ValueError:
-            raise InputError(f"--prior {prior}: give X,Y in the map's CRS, or lon,lat")
-        is_lonlat = abs(x) <= 180 and abs(y) <= 90
-        x, y = geo.from_crs(x, y, CRS.from_epsg(4326)) if is_lonlat else geo.from_map(x, y)
+        return circle_about(*query.truth, radius, geo, prior)
+    try:
+        x, y = (float(part) for part in prior.split(","))
+    except ValueError:
+        raise InputError(f"--prior {prior}: give X,Y in the map's CRS, or lon,lat")
+    is_lonlat = abs(x) <= 180 and abs(y) <= 90
+    place = geo.from_crs(x, y, CRS.from_epsg(4326)) if is_lonlat else geo.from_map(x, y)
+    return circle_about(*place, radius, geo, prior)
+
+
+def circle_about(x, y, radius, geo, prior):
+    """(x, y, radius) in px of the grid. x, y: px. radius: metres. InputError where the prior, words for the place, is
+    not on the map."""
     if not (0 <= x <= geo.width and 0 <= y <= geo.height):
         raise InputError(f"--prior {prior} lies outside the map")
     return x, y, radius / geo.metres

@@ -12,13 +12,22 @@ import torch
 from shared.plumbing.errors import InputError, OutputError
 
 
+def half_of(file, suffix=""):
+    """The hidden path that a file is first written to; a file of the user's may well be called NAME.part."""
+    return Path(file).with_name(f".{Path(file).name}.part{suffix}")
+
+
+def halves_of(file):
+    """The paths that write_bytes and written_beside may leave where they are killed."""
+    return [half_of(file), half_of(file, Path(file).suffix)]
+
+
 def write_bytes(file, content):
     """Write beside, then rename: a reader sees the old file or the new one, never a part.
 
     Raises OutputError where that fails (a full disk, a read-only folder); what was there before stays.
     """
-    # Hidden, since a file of the user's may well be called NAME.part.
-    beside = Path(file).with_name(f".{Path(file).name}.part")
+    beside = half_of(file)
     try:
         try:
             with open(beside, "wb") as out:
@@ -40,7 +49,7 @@ def written_beside(file):
     Raises OutputError as write_bytes does; what was there before stays.
     """
     file = Path(file)
-    beside = file.with_name(f".{file.name}.part{file.suffix}")        # libraries tell a format by its suffix
+    beside = half_of(file, file.suffix)                 # libraries tell a format by its suffix
     try:
         beside.unlink(missing_ok=True)
         try:
