@@ -1,7 +1,7 @@
 """torch.hub's way in: retriever = torch.hub.load("owner/repo", "optical_sar")."""
 try:
-    from shared.packed import SHIPPED
-    from shared.retriever import Retriever
+    from shared.plumbing.packed import SHIPPED
+    from shared.mapping.retriever import Retriever
 except ModuleNotFoundError as error:
     if not error.name.startswith("shared"):
         raise
@@ -11,7 +11,8 @@ dependencies = ["torch", "torchvision", "timm", "numpy", "PIL", "cv2", "rasterio
 
 
 def optical_sar(run=SHIPPED, device="auto", amp="auto"):
-    """A shared.retriever.Retriever: embed(images, "sar" or "opt"), search(query, gallery, k), locate(query, map).
+    """The Retriever of shared/mapping/retriever.py: embed(images, "sar" or "opt"), search(query, gallery, k),
+    locate(query, map).
 
     run: the folder of a finished run, or a packed file (default: the network that comes with the repository).
     """

@@ -17,7 +17,7 @@ source shared/plumbing/setup.sh requirements.txt
 
 # The data, and how it is trained on ------------------------------------------------------------------------
 has_data() {
-  "$PYTHON" -c 'import sys; from shared.layouts import find_data, layout_of
+  "$PYTHON" -c 'import sys; from shared.reading.layouts import find_data, layout_of
 sys.exit(layout_of(find_data(sys.argv[1])) is None)' "$1"
 }
 if [ -z "${DATA_PATH:-}" ]; then
@@ -43,7 +43,7 @@ for folder in "$DATA_PATH" "$HOME/$DATA_PATH"; do [ ! -d "$folder/train_tiles" ]
 [ -z "${SOURCE:-}" ] || NAME+=-from-${SOURCE// /-}            # other regions, other results: tables/regions.sh
 # A second data set of the same name would stand in the first one's tables.
 "$PYTHON" -c 'import sys
-from shared.fingerprint import require_own_results
+from shared.reading.fingerprint import require_own_results
 from shared.plumbing.errors import run_script
 run_script(lambda: require_own_results(*sys.argv[1:]))' "results/$NAME" "$DATA_PATH"
 MORE="${FLAGS:-}${EPOCHS:+ --epochs $EPOCHS}"

@@ -4,7 +4,7 @@ import torch
 from shared.dataset import to_float
 from shared.evaluate import embed, first_answers
 from shared.losses import cross_modal_triplet
-from shared.windows import apply_symmetry
+from shared.reading.windows import apply_symmetry
 from whitening import whitening
 
 

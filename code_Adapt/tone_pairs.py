@@ -6,7 +6,7 @@ import torch
 
 from restyle import restyle
 from shared.filters import channel_exchange
-from shared.shown import random_tones
+from shared.views import random_tones
 
 
 def pairs_of_tones(opt, sar, generator):

@@ -20,17 +20,16 @@ import torch
 from pseudo_pairs import PseudoPairs
 from restyle import restyle
 from shared import options
+from shared.adapting.unpaired import load_target
 from shared.critics import CRITICS, critic_step
 from shared.dataset import describe, load_data, steps_per_epoch
-from shared.losses import cross_modal_triplet
-from shared.modal_losses import modal_coral
+from shared.losses import cross_modal_triplet, modal_coral
 from shared.model import build_model, embedding_width, start_from
 from shared.optimizers import build_optimizer, build_schedule
-from shared.parts import random_part, side_of_part
 from shared.plumbing.distributed import gather
 from shared.plumbing.errors import InputError, run_script
 from shared.run import Run
-from shared.unpaired import load_target
+from shared.views import random_part, side_of_part
 from tone_pairs import pairs_of_tones
 
 

@@ -1,9 +1,9 @@
 """The ways to adapt a trained network to a region that train nothing: statistics, whitening, a bank of queries."""
 from batchnorm import take_statistics
 from querybank import without_hubs
+from shared.adapting.unpaired import load_unpaired
 from shared.evaluate import embed_pairs
 from shared.plumbing.errors import InputError
-from shared.unpaired import load_unpaired
 from whitening import whitening
 
 

@@ -13,12 +13,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's
 import torch
 
 from shared import options
+from shared.adapting.generated import true_and_generated, with_generated
 from shared.critics import CRITICS, critic_step
 from shared.dataset import describe, load_data, steps_per_epoch
 from shared.filters import pseudo_modal
-from shared.generated import true_and_generated, with_generated
-from shared.losses import cross_modal_triplet
-from shared.modal_losses import MODAL_LOSSES
+from shared.losses import MODAL_LOSSES, cross_modal_triplet
 from shared.model import build_model, embedding_width
 from shared.optimizers import build_optimizer, build_schedule
 from shared.plumbing.distributed import gather

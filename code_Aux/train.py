@@ -11,9 +11,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's
 import torch
 
 from shared import options
+from shared.adapting.generated import true_and_generated, with_generated
 from shared.dataset import describe, load_data, steps_per_epoch
 from shared.filters import pseudo_modal
-from shared.generated import true_and_generated, with_generated
 from shared.losses import cross_modal_triplet
 from shared.model import build_model
 from shared.optimizers import build_optimizer, build_schedule

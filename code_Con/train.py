@@ -19,11 +19,10 @@ from shared import options
 from shared.dataset import describe, load_data, steps_per_epoch
 from shared.model import build_model
 from shared.optimizers import build_optimizer, build_schedule
-from shared.parts import random_part, side_of_part
 from shared.plumbing.distributed import gather
 from shared.plumbing.errors import InputError, run_script
 from shared.run import Run
-from shared.shown import with_shown
+from shared.views import random_part, side_of_part, with_shown
 
 
 def arguments():

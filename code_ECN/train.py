@@ -16,15 +16,15 @@ import torch
 
 from memory import ExemplarMemory, invariance_loss, neighbour_weights
 from shared import options
+from shared.adapting.generated import translations_of
+from shared.adapting.unpaired import load_target
 from shared.dataset import describe, load_data, steps_per_epoch
-from shared.generated import translations_of
 from shared.losses import cross_modal_triplet
 from shared.model import build_model, embedding_width, start_from
 from shared.optimizers import build_optimizer, build_schedule
 from shared.plumbing.distributed import gather
 from shared.plumbing.errors import run_script
 from shared.run import Run
-from shared.unpaired import load_target
 
 
 def arguments():

@@ -13,13 +13,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's
 import torch
 
 from shared import options
+from shared.adapting.generated import generate
 from shared.dataset import to_bytes, to_float
 from shared.finished_run import read_settings
-from shared.generated import generate
-from shared.model import require_run
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import load_tensors
+from shared.plumbing.packed import require_run
 from stargan import MODALITIES, Generator
 
 AT_ONCE = 64                                            # images drawn at once

@@ -14,11 +14,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's
 import torch
 
 from shared import options
+from shared.adapting.unpaired import load_unpaired
 from shared.dataset import steps_per_epoch
 from shared.plumbing.errors import InputError, run_script
-from shared.reading import readers_of
+from shared.reading.readers import readers_of
 from shared.run import Run
-from shared.unpaired import load_unpaired
 from stargan import Discriminator, Generator, discriminator_terms, generator_terms
 
 

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import torch
 
-from shared.cells import CellMaps, StructureCells, embed_cells, spectra_of, sums_at_shifts
+from shared.mapping.cells import CellMaps, StructureCells, embed_cells, spectra_of, sums_at_shifts
 
 BINS = 8
 

@@ -23,14 +23,14 @@ from scaled import load_tile_network
 from tiles import add_crs, load_tiles
 from unseen import add_halves, unseen_by
 from shared import options
-from shared.calibration import CALIBRATION, OUTCOMES, RIGHT_DEGREES, RIGHT_PX, SCALES
-from shared.calibration import fit_calibration, scale_at, texture_of
 from shared.finished_run import read_settings, require_row_of
+from shared.mapping.calibration import (CALIBRATION, OUTCOMES, RIGHT_DEGREES, RIGHT_PX, SCALES, fit_calibration,
+                                        scale_at, texture_of)
+from shared.mapping.turned import difference_of_angles
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import write_text
-from shared.reading import readers_of_run
-from shared.turned import difference_of_angles
+from shared.reading.readers import readers_of_run
 
 SIDES = (100, 200, 400)
 MOST_OF_A_TILE = 0.75                                   # a query as large as its tile has only one place to be

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shared.turned import cut_turned
+from shared.mapping.turned import cut_turned
 
 TRIES = 100                                             # positions drawn before a tile is said to have no room
 
@@ -12,7 +12,7 @@ TRIES = 100                                             # positions drawn before
 class Query:
     """image: (S, S, 3) uint8. tile: its row in Tiles. x, y: its middle, in px of the tile. rotation: degrees clockwise.
 
-    Positions and rotations as in shared/localization.py.
+    Positions and rotations as in shared/mapping/localization.py.
     """
     image: np.ndarray
     tile: int

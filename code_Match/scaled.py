@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from shared.cells import CellNetwork, load_cell_network
 from shared.finished_run import read_settings
-from shared.layouts import crop_of
-from shared.localization import Search, map_of, rotations_to_try
+from shared.mapping.cells import CellNetwork, load_cell_network
+from shared.mapping.localization import Search, map_of, rotations_to_try
+from shared.reading.layouts import crop_of
 
 
 @dataclass

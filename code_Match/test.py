@@ -32,18 +32,18 @@ from scaled import load_tile_network
 from tiles import add_crs, load_tiles
 from unseen import add_halves, unseen_by
 from shared import options
-from shared.calibration import RIGHT_PX, load_calibration
-from shared.fingerprint import fingerprint
 from shared.finished_run import read_settings, require_row_of, seconds_of
-from shared.layouts import find_data
-from shared.lines import Lines
-from shared.localization import Answer
-from shared.packed import outputs_of
+from shared.mapping.calibration import RIGHT_PX, load_calibration
+from shared.mapping.localization import Answer
+from shared.mapping.turned import difference_of_angles
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import write_text
-from shared.reading import readers_of_run
-from shared.turned import difference_of_angles
+from shared.plumbing.lines import Lines
+from shared.plumbing.packed import outputs_of
+from shared.reading.fingerprint import fingerprint
+from shared.reading.layouts import find_data
+from shared.reading.readers import readers_of_run
 
 METHODS = ("cells", "voting", "graph", "structure", "ncc", "mi", "trust")
 WITHOUT_LEARNING = {"structure": StructureCorrelation(), "ncc": gradient_correlation, "mi": mutual_information}

@@ -15,10 +15,10 @@ from rasterio.errors import CRSError
 from rasterio.warp import transform
 
 from shared.dataset import held_out_tiles
-from shared.layouts import check_ids, compare_ids, find_data, list_images, list_split, read_any_image
-from shared.layouts import read_leave_out, read_pairs_csv, read_tiles_csv
 from shared.plumbing.errors import InputError, several
-from shared.reading import READERS
+from shared.reading.layouts import (check_ids, compare_ids, find_data, list_images, list_split, read_any_image,
+                                    read_leave_out, read_pairs_csv, read_tiles_csv)
+from shared.reading.readers import READERS
 
 GEOCENTRIC = "EPSG:4978"
 LEAST_SCALE = 0.1                                       # a Mercator map at 84 degrees

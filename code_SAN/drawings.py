@@ -2,8 +2,8 @@
 import torch
 
 from decoder import Decoder
+from shared.adapting.likeness import likeness, show_strip
 from shared.dataset import to_bytes, to_float
-from shared.likeness import likeness, show_strip
 from shared.model import channels_of
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import load_tensors, write_tensors

@@ -22,11 +22,11 @@ from shared import options
 from shared.dataset import hold_out, load_splits, to_float
 from shared.finished_run import read_settings
 from shared.model import load_model
-from shared.packed import outputs_of
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import write_figure, write_text
-from shared.reading import readers_of_run
+from shared.plumbing.packed import outputs_of
+from shared.reading.readers import readers_of_run
 
 # Of the boxes that are drawn, with their colours.
 THRESHOLDS = {0.05: "#0072B2", 0.1: "#E69F00", 0.2: "#D55E00", 0.3: "#CC79A7", 0.6: "#009E73"}

@@ -13,10 +13,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's
 import torch
 
 from shared import options
-from shared.cells import StructureCells
 from shared.dataset import hold_out
 from shared.evaluate import embed_pairs, evaluate, format_metrics, retrievals, search
 from shared.finished_run import FinishedRun
+from shared.mapping.cells import StructureCells
 from shared.plumbing.errors import InputError, run_script
 
 WEIGHTS = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0)

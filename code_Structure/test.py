@@ -11,13 +11,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's root, where shared/ is
 
 from shared import options
-from shared.cells import StructureCells
 from shared.dataset import describe_gallery, load_splits
 from shared.evaluate import embed_pairs, evaluate, retrievals, search
 from shared.finished_run import is_tested, print_row, require_row_of, write_row
+from shared.mapping.cells import StructureCells
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import run_script
-from shared.reading import readers_of
+from shared.reading.readers import readers_of
 
 
 def arguments():

@@ -1,3 +1,4 @@
+# For model.py alone, and whoever adds a network to --arch.
 """The networks that --arch names, as five stages: a stem, then four, each of which ends in a coarser level of maps.
 
 resnet18, resnet34, resnet50: torchvision's. timm:NAME: any of timm's whose levels follow one another.

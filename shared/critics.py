@@ -1,3 +1,4 @@
+# For code_Adv, and code_Adapt for the regions.
 """The critics of adversarial learning: what tells the embeddings of the two modalities apart."""
 import torch
 import torch.nn.functional as F

@@ -1,3 +1,4 @@
+# For every train.py and test.py.
 """Aligned pairs of optical and SAR images: checked, decoded once, drawn as batches. Where they lie: layouts.py."""
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -8,13 +9,13 @@ import cv2
 import numpy as np
 import torch
 
-from shared.layouts import check_ids, find_data, list_split, read_image, read_leave_out, read_pairs_csv
 from shared.plumbing import distributed
 from shared.plumbing.errors import InputError, several
 from shared.plumbing.image_store import keep_images
-from shared.reading import READERS, readers_of
-from shared.tones import evenly, measure_tones
-from shared.windows import apply_symmetry, load_windows
+from shared.reading.layouts import check_ids, find_data, list_split, read_image, read_leave_out, read_pairs_csv
+from shared.reading.readers import READERS, readers_of
+from shared.reading.tones import evenly, measure_tones
+from shared.reading.windows import apply_symmetry, load_windows
 
 
 @dataclass

@@ -1,3 +1,4 @@
+# For every test.py, and training that looks at held-out places.
 """Retrieval: SAR queries the optical gallery. CMC and mAP, with ties at their expected rank.
 
     images --embed_pairs--> embeddings --search--> results --evaluate, retrievals--> figures

@@ -1,3 +1,4 @@
+# For code_Aux and code_Adv, and --tta.
 """Pseudo-modal images: channel exchange and filters, on batches of float tensors.
 
 A pseudo-modal image keeps the place and loses some of what tells its modality: channel exchange

@@ -1,19 +1,20 @@
+# For every test.py, and the tools that open a run.
 """A finished run, opened to be tested: its model, the data set, and where the figures go."""
 import json
 from pathlib import Path
 
 from shared.dataset import describe_gallery, load_splits
-from shared.embeddings import made_by, save_embeddings
 from shared.evaluate import format_metrics
-from shared.fingerprint import fingerprint
-from shared.layouts import find_data, list_split
 from shared.model import load_model
-from shared.packed import outputs_of, text_of
 from shared.plumbing import distributed
 from shared.plumbing.device import autocast, choose_device
+from shared.plumbing.embeddings import made_by, save_embeddings
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import write_text
-from shared.reading import flags_of, readers_of_run
+from shared.plumbing.packed import outputs_of, text_of
+from shared.reading.fingerprint import fingerprint
+from shared.reading.layouts import find_data, list_split
+from shared.reading.readers import flags_of, readers_of_run
 from shared.run import summary
 
 
@@ -76,7 +77,7 @@ class FinishedRun:
         write_row(self.row, settings, metrics, seconds_of(self.run), pairs, found)
 
     def save_embeddings(self, query, gallery, pairs, **flags):
-        """Write the embeddings of a split to embeddings/ in the run's folder (shared/packed.py: outputs_of).
+        """Write the embeddings of a split to embeddings/ in the run's folder (shared/plumbing/packed.py: outputs_of).
 
         flags: what, besides --tta, they depend on that is no part of the run.
         """

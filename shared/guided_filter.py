@@ -1,3 +1,4 @@
+# For filters.py and structure.py.
 """The guided filter with a colour guide, on batches of float tensors, differentiable and on any device.
 
 Source: He, Sun, Tang, "Guided Image Filtering", TPAMI 2013. In every window the output is an affine function of the

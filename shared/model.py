@@ -1,3 +1,4 @@
+# For every train.py and test.py.
 """The pseudo-siamese network: the first stages of a backbone once for each modality, the rest shared."""
 import copy
 from pathlib import Path
@@ -7,11 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from shared.backbones import PACKAGES, TIMM, build_backbone, keep_resolution, published_weights
-from shared.packed import WEIGHTS, is_packed, unpack
 from shared.plumbing import distributed
 from shared.plumbing.depthwise import use_float32_depthwise
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import load_tensors
+from shared.plumbing.packed import WEIGHTS, is_packed, require_run, unpack
 from shared.plumbing.small_maps import use_small_map_convolutions
 from shared.structure import ORIENTATIONS, structure
 
@@ -81,7 +82,7 @@ class PseudoSiamese(nn.Module):
         """Embed optical images, SAR images or both.
 
         opt: (B, 3, H, W), sar: (C, 3, H, W), float32 in [0, 1]; either may be left out. With six channels the last
-        three are what is shown in the image's place (shared/shown.py), and the first three are what structure is of.
+        three are what is shown in the image's place (shared/views.py), and the first three are what structure is of.
         Returns pool5 (B + C, pool5_dim: 2048 for resnet50, else 512; ten times as many with the grid) and fc (B + C,
         512; with cells CELL_DIM x h x w of the last maps), float32, L2-normalised, the optical rows first. with_maps:
         then, as a third, the maps of the stages, each
@@ -185,21 +186,6 @@ def embedding_width(model, img_size):
     """Numbers of the embedding of an image of that size; with --pooling cells they depend on it."""
     image = torch.zeros(1, 3, img_size, img_size, device=next(model.parameters()).device)
     return model.eval()(opt=image)[1].shape[1]
-
-
-def require_run(folder, flag):
-    """The file that holds the weights of a finished run: its weights.pt, or the packed file that it is.
-
-    InputError where the folder holds none.
-    """
-    if folder.is_file():
-        return folder
-    file = folder / WEIGHTS
-    if not file.is_file():
-        begun = (folder / "args.json").is_file()
-        state = "an unfinished run: the command that began it goes on" if begun else "no run"
-        raise InputError(f"{flag} {folder} holds {state}")
-    return file
 
 
 def _read_run(folder, flag):

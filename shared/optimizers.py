@@ -1,3 +1,4 @@
+# For every train.py.
 """The optimiser and the learning rate's schedule."""
 import math
 

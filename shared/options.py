@@ -1,3 +1,4 @@
+# For every script: its flags.
 """The flags that scripts share, the same words everywhere. Defaults: the author's recipe.
 
 A method's own flags stand in its folder, where they are used.
@@ -12,7 +13,7 @@ from shared.model import INPUTS, POOLINGS
 from shared.plumbing.device import AMPS
 from shared.plumbing.errors import InputError
 from shared.plumbing.image_store import STORES
-from shared.tones import SCALES
+from shared.reading.tones import SCALES
 from shared.views import VIEWS
 
 # --recipe cpu: trains from scratch on a CPU in minutes.
@@ -99,7 +100,7 @@ def add_data(parser):
 
 
 def add_reading(group):
-    """The flags of every script that reads images: what shared/reading.py makes Readers of."""
+    """The flags of every script that reads images: what shared/reading/readers.py makes Readers of."""
     group.add_argument("--bands", type=bands, metavar="R,G,B",
                        help="bands of the optical images, from 1: three, or one (default: by their colour "
                             "interpretation, else the first three)")
@@ -204,7 +205,7 @@ def adaptation(description, cpu=()):
 
 
 def add_part(group):
-    """The flag that says how much of an image a step sees: what shared/parts.py cuts."""
+    """The flag that says how much of an image a step sees: what shared/views.py cuts."""
     group.add_argument("--part", type=positive, metavar="PX",
                        help="train on a square part of each image, so large, at a random place (default: all of it); "
                             "for --pooling cells, which do not know the image's size")

@@ -1,3 +1,4 @@
+# For every train.py: seeds, epochs, logs, checkpoints.
 """A run and its folder: arguments, log, figures of each epoch, checkpoint, weights, metrics.
 
     args.json       the arguments              checkpoint.pt   all that is needed to go on; gone when it is finished
@@ -18,12 +19,12 @@ from tqdm import tqdm
 
 from shared.dataset import draw_batches, steps_per_epoch, to_float
 from shared.evaluate import embed_pairs, evaluate, features_of, format_metrics, retrievals, search
-from shared.fingerprint import differing_data, fingerprints, has_begun
 from shared.plumbing import distributed
 from shared.plumbing.device import autocast, autocast_dtype, choose_device
 from shared.plumbing.errors import InputError, Interrupted
 from shared.plumbing.files import append_text, load_tensors, write_rows, write_tensors, write_text
-from shared.reading import READING, save_readers
+from shared.reading.fingerprint import differing_data, fingerprints, has_begun
+from shared.reading.readers import READING, save_readers
 
 # What may differ between a run and its continuation: where it is and how it was asked for, not what it is. Where the
 # data lie may differ, too; what they are is told by their fingerprint.

@@ -1,3 +1,4 @@
+# For --input structure and both, --filter structure, and code_Structure.
 """Structure: oriented gradients of the grey image, of unit length in each pixel. Nothing of it is learned.
 
 What an edge looks like differs between the modalities, and which way it runs does not: the channels tell the direction

@@ -1,4 +1,6 @@
-"""Test-time averaging: an image is embedded as several views of itself."""
+# For code_Con in training (and others that learn from parts), --tta at test.
+"""How an image is shown to a network: in training as a part of it, in random tones or not at all; at test as several
+views of itself, whose embeddings are averaged."""
 from dataclasses import dataclass
 from functools import partial
 
@@ -6,8 +8,68 @@ import torch
 import torch.nn.functional as F
 
 from shared.filters import EXCHANGES, fill_channels, pseudo_modal
-from shared.windows import apply_symmetry
+from shared.reading.windows import apply_symmetry
 
+KNOTS = 5                                               # of a curve of tones, at equal distances
+
+
+# In training ---------------------------------------------------------------------------------------------------------
+
+def side_of_part(part, img_size):
+    """Side in px of what is cut of images of img_size: `part` (--part), or all where that is None or more."""
+    return min(part or img_size, img_size)
+
+
+def random_part(images, part, generator):
+    """The same square of all images, at one random place for the whole batch.
+
+    images: a sequence of (B, C, S, S), one for each kind of image. part: side of the square, as side_of_part reads it.
+    generator: a torch.Generator on the CPU.
+    Returns as many (B, C, part, part), or the images as they came.
+    """
+    side = side_of_part(part, images[0].shape[-1])
+    room = images[0].shape[-1] - side
+    if room == 0:
+        return images
+    top, left = torch.randint(room + 1, (2,), generator=generator).tolist()
+    return [kind[:, :, top:top + side, left:left + side] for kind in images]
+
+
+def random_tones(images, generator):
+    """Send the values of each channel of each image through a random curve.
+
+    images: (B, C, S, S) float. The curve goes in straight lines through heights drawn from [0, 1] at KNOTS places
+    between the channel's smallest and its largest value. Returns the same shape, in [0, 1].
+    Source: Zhou et al., "Models Genesis", Medical Image Analysis 2021 (non-linear transformation); there they are
+    monotone Bezier curves, here they go up and down, since a bright roof and a dark lake may swap with what lies
+    between.
+    """
+    low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
+    place = (images - low) / (high - low).clamp(min=1e-3) * (KNOTS - 1)
+    left = place.long().clamp(max=KNOTS - 2)
+    heights = torch.rand((*images.shape[:2], KNOTS), generator=generator).to(images)
+    below, above = (heights.gather(2, (left + step).flatten(2)).view_as(images) for step in (0, 1))
+    return below + (above - below) * (place - left)
+
+
+def with_shown(images, blank, left_out, toned, generator):
+    """Images and, after them, what is shown in their place: (B, 3, S, S) float in [0, 1] -> (B, 6, S, S).
+
+    blank: the colour of an image that is left out, (1, 3, 1, 1): a network's mean, which normalises to zero. left_out,
+    toned: shares of the images, each drawn by itself; the rest is shown as it is.
+    generator: a torch.Generator on the CPU.
+    """
+    draw = torch.rand(len(images), generator=generator)
+    absent = (draw < left_out).nonzero()[:, 0]
+    in_tones = ((left_out <= draw) & (draw < left_out + toned)).nonzero()[:, 0]
+    shown = images.clone()
+    if len(in_tones):
+        shown[in_tones] = random_tones(images[in_tones], generator)
+    shown[absent] = blank
+    return torch.cat([images, shown], 1)
+
+
+# At test -------------------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Views:

@@ -64,7 +64,7 @@ def run(tmp_path_factory):
     import torch
     from calibrate import calibrate
     from scaled import TileNetwork
-    from shared.cells import load_cell_network
+    from shared.mapping.cells import load_cell_network
     from shared.model import PseudoSiamese
     from test_localization import ground
     from tiles import Tiles

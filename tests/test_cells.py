@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 
 from conftest import ROOT, script
-from shared.cells import CellMaps, StructureCells, cell_side, embed_cells, find_window, query_views
 from shared.dataset import load_splits
 from shared.evaluate import embed, retrieval_metrics
-from shared.turned import cut_turned
+from shared.mapping.cells import CellMaps, StructureCells, cell_side, embed_cells, find_window, query_views
+from shared.mapping.turned import cut_turned
 from shared.model import PseudoSiamese
 from test_localization import ground
 from tools.bench import load_script

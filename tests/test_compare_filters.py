@@ -8,12 +8,10 @@ import pytest
 import torch
 
 from conftest import SMALL, script
-from shared.plumbing.errors import InputError
 from shared.filters import FILTERS, anisotropic_diffusion, gaussian_filter, guided_filter, lee_filter
-from tools.compare_filters import (
-    correlation, edge_preservation, edges_left, flattest, gradient_correlation, grey, looks, similarity,
-    trained_retrieval,
-)
+from shared.plumbing.errors import InputError
+from tools.compare_filters import (correlation, edge_preservation, edges_left, flattest, gradient_correlation, grey,
+                                   looks, similarity, trained_retrieval)
 
 
 @pytest.fixture

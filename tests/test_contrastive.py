@@ -15,15 +15,13 @@ from contrastive_losses import AfterInfoNCE, BatchHardTriplet, InfoNCE, build_co
 from hard_negatives import HardNegatives
 from misalign import misaligned, side_to_turn
 from shared.dataset import Pairs, draw_batches
-from shared.plumbing.errors import InputError
 from shared.evaluate import embed
 from shared.model import PseudoSiamese
 from shared.optimizers import build_optimizer
-from shared.parts import random_part
 from shared.plumbing import distributed
-from shared.shown import with_shown
-from shared.views import VIEWS
-from shared.windows import apply_symmetry
+from shared.plumbing.errors import InputError
+from shared.reading.windows import apply_symmetry
+from shared.views import VIEWS, random_part, with_shown
 
 CPU = torch.device("cpu")
 

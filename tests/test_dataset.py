@@ -6,10 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
+from shared.adapting.unpaired import load_unpaired
 from shared.dataset import describe, draw_batches, hold_out, load_splits, steps_per_epoch
-from shared.layouts import find_data, read_pairs_csv
 from shared.plumbing.errors import InputError
-from shared.unpaired import load_unpaired
+from shared.reading.layouts import find_data, read_pairs_csv
 
 
 def save(file, image):

@@ -17,9 +17,9 @@ import sys
 sys.path.insert(0, {root!r})
 import torch
 import torch.nn.functional as F
-from shared.plumbing import distributed
 from shared.critics import CRITICS, critic_step
 from shared.losses import cross_modal_triplet
+from shared.plumbing import distributed
 
 out, kinds, places = sys.argv[1], int(sys.argv[2]), 8
 distributed.start(torch.device("cpu"))

@@ -5,8 +5,7 @@ import pytest
 
 from conftest import ROOT
 from shared.plumbing.errors import InputError
-from tools.answers import DOCUMENTS as DOCUMENTS_OF_ANSWERS
-from tools.answers import FOLDER, PLACE, fill, read_figures, written
+from tools.answers import DOCUMENTS as DOCUMENTS_OF_ANSWERS, FOLDER, PLACE, fill, read_figures, written
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("data/*/README.md"),
                     *ROOT.glob("models/README.md")])

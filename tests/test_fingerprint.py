@@ -7,8 +7,8 @@ import torch
 
 from shared import options
 from shared.finished_run import FinishedRun
-from shared.fingerprint import fingerprint, fingerprints
 from shared.plumbing.errors import InputError
+from shared.reading.fingerprint import fingerprint, fingerprints
 from shared.run import Run
 from test_dataset import make_data
 

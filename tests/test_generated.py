@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from conftest import has_logged, kill_when, script
+from shared.adapting.generated import read_generated, true_and_generated, with_generated, write_images
 from shared.dataset import load_splits
-from shared.generated import read_generated, true_and_generated, with_generated, write_images
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import load_tensors
 from stargan import Discriminator, Generator, discriminator_terms, generator_terms, gradient_penalty

@@ -8,11 +8,12 @@ from torchvision import models
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from conftest import METHODS, ROOT, SMALL, script
-from shared import layouts, options
+from shared import options
 from shared.backbones import BACKBONES, Backbone
 from shared.dataset import load_splits
-from shared.layouts import Layout, find_data, layout_of
 from shared.model import PseudoSiamese, initialize
+from shared.reading import layouts
+from shared.reading.layouts import Layout, find_data, layout_of
 from test_dataset import make_data
 from tools.bench import load_script
 
@@ -29,8 +30,7 @@ def modules_of(folder):
 def test_modules_of_methods_have_names_of_their_own():
     """A script's folder is first on the path, and the tests import the modules of all methods in one process."""
     names = [name for folder in METHODS for name in modules_of(folder)]
-    others = ("shared", "shared/plumbing", "tools", "data")
-    shared = [file.stem for folder in others for file in (ROOT / folder).glob("*.py")]
+    shared = [file.stem for files in ("shared/**/*.py", "tools/*.py", "data/*.py") for file in ROOT.glob(files)]
     assert len(names) >= 5 and len(set(names)) == len(names) and not set(names) & set(shared)
 
 
@@ -42,6 +42,15 @@ def test_methods_do_not_know_each_other_and_shared_knows_none():
         for method in methods - {file.parent.name}:
             for module in own[method]:
                 assert f"from {module} import" not in text and f"import {module}\n" not in text, (file, module)
+
+
+def test_shared_is_one_floor_of_few_rooms():
+    """A student of the method needs the flat files; each says whom it is for."""
+    flat = [file for file in (ROOT / "shared").glob("*.py") if file.name != "__init__.py"]
+    assert len(flat) <= 14
+    assert [file.name for file in flat if not file.read_text().startswith("# For ")] == []
+    assert {folder.name for folder in (ROOT / "shared").iterdir() if (folder / "__init__.py").is_file()} == {
+        "adapting", "mapping", "plumbing", "reading"}
 
 
 def test_no_line_of_a_shell_script_is_over_120():

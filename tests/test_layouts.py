@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from shared.dataset import load_splits
-from shared.plumbing.device import autocast
-from shared.plumbing.errors import InputError
 from shared.evaluate import embed_pairs, evaluate, search
 from shared.model import PseudoSiamese
+from shared.plumbing.device import autocast
+from shared.plumbing.errors import InputError
 
 
 def stack(folder):

@@ -15,12 +15,12 @@ from calibrate import calibrate
 from graph import FAR, REACH, STEP, graph_of, normalized, part_means, patches_of, scores_of, vote
 from queries import draw_queries
 from scaled import TileNetwork
-from shared.calibration import OUTCOMES, Calibration, conformal_quantile, fit_calibration, load_calibration
-from shared.calibration import radius_by_tile
-from shared.cells import CellMaps, CellNetwork, StructureCells
-from shared.localization import EVIDENCE, Search, distinct_peaks, map_of, rotations_to_try
+from shared.mapping.calibration import (OUTCOMES, Calibration, conformal_quantile, fit_calibration, load_calibration,
+                                        radius_by_tile)
+from shared.mapping.cells import CellMaps, CellNetwork, StructureCells
+from shared.mapping.localization import EVIDENCE, Search, distinct_peaks, map_of, rotations_to_try
+from shared.mapping.turned import cut_turned, difference_of_angles, filled, turn
 from shared.plumbing.errors import InputError
-from shared.turned import cut_turned, difference_of_angles, filled, turn
 from tiles import Tiles
 from tools.tie_points import Field, TiePoints, find_tie_points, outliers, part_side
 

@@ -19,13 +19,13 @@ import torch
 from rasterio.transform import Affine, from_origin
 
 from conftest import script
-from shared.cells import CellNetwork, load_cell_network
-from shared.localization import Search
+from shared.mapping.cells import CellNetwork, load_cell_network
+from shared.mapping.localization import Search
 from shared.mapping.locator import windows_of
 from shared.mapping.maps import GeoMap, MapFeatures
+from shared.mapping.turned import cut_turned
 from shared.model import PseudoSiamese
-from shared.raster import Reader
-from shared.turned import cut_turned
+from shared.reading.raster import Reader
 from test_localization import displaced, ground
 from tools.answers_on_map import AT_THE_END
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from shared.critics import CRITICS, critic_step
-from shared.losses import cross_modal_triplet, squared_distances
-from shared.modal_losses import MODAL_LOSSES
+from shared.losses import MODAL_LOSSES, cross_modal_triplet, squared_distances
 
 
 def triplet_by_loop(fc, kinds, margin):

@@ -11,7 +11,7 @@ from rasterio.control import GroundControlPoint
 from rasterio.transform import Affine, from_origin
 
 from shared.plumbing.errors import InputError
-from shared.raster import Reader
+from shared.reading.raster import Reader
 from test_localization import ground
 from shared.mapping.maps import GeoMap
 

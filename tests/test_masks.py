@@ -15,7 +15,7 @@ from rasterio.transform import from_origin
 from shared.mapping.locator import Query
 from shared.mapping.maps import GeoMap, Mask
 from shared.plumbing.errors import InputError
-from shared.raster import Reader
+from shared.reading.raster import Reader
 
 PLACE = from_origin(LEFT, TOP, 10, 10)
 

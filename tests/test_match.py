@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from conftest import ROOT, script
-from shared.lines import Lines
-from shared.localization import Answer
+from shared.mapping.localization import Answer
 from shared.model import PseudoSiamese
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import read_rows, write_rows
+from shared.plumbing.lines import Lines
 from queries import Query
 from test_localization import ground
 from tiles import load_tiles, projection

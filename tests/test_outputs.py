@@ -24,11 +24,11 @@ from rasterio.enums import ColorInterp, Resampling
 from rasterio.transform import from_origin
 from rasterio.warp import reproject
 
-from shared.localization import Answer
+from shared.mapping.localization import Answer
 from shared.mapping.locator import Query
 from shared.mapping.maps import GeoMap
 from shared.plumbing.errors import InputError, OutputError
-from shared.raster import Reader
+from shared.reading.raster import Reader
 from tools import locate as locate_tool
 from tools.answers_on_map import AT_THE_END, COLUMNS, JOURNAL, OF_A_QUERY, SHAPES, TABLE, shapes_of, write_package
 from tools.answers_page import overview, page, scale_bar

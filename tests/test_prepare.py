@@ -11,7 +11,7 @@ from PIL import Image
 from archive import METRES, ORIGIN, STRIPS, write_archive
 from conftest import REAL, ROOT, SMALL, script
 from data.split import split_by_blocks, split_by_tiles
-from shared.layouts import read_tiles_csv
+from shared.reading.layouts import read_tiles_csv
 
 SN6, S1S2 = "data/SN6align200/prepare.py", "data/S1S2align200/prepare.py"
 CROP = 20

@@ -14,11 +14,11 @@ from PIL import Image
 from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 
-from shared.layouts import list_images
 from shared.plumbing.errors import InputError
-from shared.raster import Reader, open_raster, read_window
-from shared.reading import readers_of_run, save_readers
-from shared.tones import Tones, measure_tones
+from shared.reading.layouts import list_images
+from shared.reading.raster import Reader, open_raster, read_window
+from shared.reading.readers import readers_of_run, save_readers
+from shared.reading.tones import Tones, measure_tones
 from conftest import ROOT, script
 from test_dataset import make_data
 

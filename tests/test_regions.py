@@ -16,6 +16,7 @@ from pseudo_pairs import PseudoPairs, mutual_neighbours
 from querybank import NEIGHBOURS, without_hubs
 from restyle import restyle
 from shared import options
+from shared.adapting.unpaired import load_target
 from shared.dataset import load_data, load_splits
 from shared.evaluate import embed, retrieval_metrics
 from shared.filters import EXCHANGES
@@ -23,8 +24,7 @@ from shared.model import PseudoSiamese, channels_of, load_model, start_from
 from shared.plumbing.device import autocast
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import load_tensors
-from shared.unpaired import load_target
-from shared.windows import apply_symmetry
+from shared.reading.windows import apply_symmetry
 from test_dataset import make_data
 from tone_pairs import pairs_of_tones
 from whitening import SHRINK, whitening

@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 
 from conftest import ROOT
-from shared import embeddings
 from shared.evaluate import FEATURES
 from shared.model import PseudoSiamese
+from shared.plumbing import embeddings
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import write_tensors
-from shared.reading import READERS, flags_of
+from shared.reading.readers import READERS, flags_of
 from tools import search_picture
 from tools.bench import load_script
 from without_training import ways_taken

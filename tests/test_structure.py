@@ -10,8 +10,8 @@ from conftest import SMALL, script
 from shared.filters import FILTERS, pseudo_modal
 from shared.model import INPUTS, PseudoSiamese, initialize, load_model
 from shared.plumbing.files import load_tensors, write_tensors
-from shared.shown import KNOTS, random_tones, with_shown
 from shared.structure import EPSILON, GAIN, GREY, ORIENTATIONS, SIGMA_CHANNELS, SIGMA_GREY, structure
+from shared.views import KNOTS, random_tones, with_shown
 
 
 def scene(count=2, height=40, width=48, seed=0):

@@ -2,8 +2,8 @@
 import pytest
 import torch
 
+from shared.adapting.unpaired import load_unpaired
 from shared.plumbing.errors import InputError
-from shared.unpaired import load_unpaired
 from test_dataset import make_data
 
 

@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 
 from conftest import SMALL, script
-from shared import dataset, layouts
+from shared import dataset
 from shared.dataset import draw_batches, load_data
 from shared.plumbing.errors import InputError
-from shared.windows import Windows, apply_symmetry, load_windows
+from shared.reading import layouts
+from shared.reading.windows import Windows, apply_symmetry, load_windows
 from test_dataset import load_splits, make_data
 
 

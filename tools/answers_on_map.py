@@ -13,10 +13,10 @@ from rasterio.transform import from_origin
 
 from shared.mapping.locator import WITH_A_PLACE
 from shared.mapping.maps import state_of
+from shared.mapping.turned import turn
 from shared.plumbing.errors import InputError, OutputError
 from shared.plumbing.files import append_text, halves_of, make_folder, write_bytes, write_text, written_beside
-from shared.raster import SUFFIXES
-from shared.turned import turn
+from shared.reading.raster import SUFFIXES
 from tools.figures import CYCLE, SAR, panels, png
 
 COLUMNS = ("query", "rank", "x", "y", "crs", "rotation", "scale", "score", "probability", "radius", "status", "reason")

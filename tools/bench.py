@@ -38,7 +38,7 @@ from shared.plumbing.depthwise import use_float32_depthwise
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.small_maps import use_small_map_convolutions
 from shared.run import Run
-from shared.shown import with_shown
+from shared.views import with_shown
 
 ROOT = Path(__file__).resolve().parents[1]
 DEVICE = choose_device("auto")

@@ -32,11 +32,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's
 
 from shared import options
 from shared.dataset import resize
-from shared.layouts import TensorRow, check_ids, find_data, list_split, read_image, read_leave_out, read_pairs_csv
 from shared.plumbing.errors import InputError, run_script, several
 from shared.plumbing.files import read_rows, write_rows, write_text
-from shared.reading import readers_of
-from shared.tones import evenly
+from shared.reading.layouts import (TensorRow, check_ids, find_data, list_split, read_image, read_leave_out,
+                                    read_pairs_csv)
+from shared.reading.readers import readers_of
+from shared.reading.tones import evenly
 
 SPLITS, MODALITIES = ("train", "test"), ("opt", "sar")
 SMALL = 100                                             # px at which repetitions are looked for

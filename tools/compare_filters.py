@@ -32,7 +32,7 @@ from shared.model import load_model
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import write_rows, write_text
-from shared.reading import readers_of, readers_of_run
+from shared.reading.readers import readers_of, readers_of_run
 from tools.figures import panels, save
 
 COLUMNS = ("filter", "ssim", "gradient_correlation", "epi", "edges_left", "enl", "ms")

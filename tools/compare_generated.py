@@ -19,17 +19,17 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's root, where shared/ and tools/ are
 
 from shared import options
+from shared.adapting.generated import DONE, read_generated
+from shared.adapting.likeness import likeness, show_strip
 from shared.dataset import load_splits, map_images
 from shared.evaluate import embed
 from shared.filters import channel_exchange
-from shared.generated import DONE, read_generated
-from shared.layouts import list_images
-from shared.likeness import likeness, show_strip
 from shared.model import load_model
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import write_rows, write_text
-from shared.reading import readers_of_run
+from shared.reading.layouts import list_images
+from shared.reading.readers import readers_of_run
 from tools.analyze import betweenness
 from tools.compare_filters import markdown
 

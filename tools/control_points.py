@@ -9,7 +9,7 @@ from rasterio.warp import calculate_default_transform, reproject
 
 from shared.plumbing.errors import OutputError
 from shared.plumbing.files import written_beside
-from shared.raster import open_raster, read_window, reason_of
+from shared.reading.raster import open_raster, read_window, reason_of
 from tools.tie_points import turned_to
 
 LATTICE = np.linspace(0, 1, 5)

@@ -34,19 +34,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's
 
 from shared import options
 from shared.mapping.locator import ROTATIONS, Locator, circle_of, require_truth
-from shared.model import require_run
-from shared.packed import SHIPPED
+from shared.mapping.turned import difference_of_angles
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import InputError, OutputError, run_script
 from shared.plumbing.files import write_bytes, write_text
-from shared.reading import readers_of_run
-from shared.turned import difference_of_angles
+from shared.plumbing.packed import SHIPPED, require_run
+from shared.reading.readers import readers_of_run
 from tools.answers_on_map import (PACKAGE, PAGE, Journal, describe, line_of, list_queries, masks_of, picture, shapes_of,
                                   summary, warp, write_package)
 from tools.answers_page import page
 from tools.control_points import copy_with_points, points_of_answer, warp_by_points
-from tools.tie_points import LEAST_OF_A_QUERY, MOST_TIE_POINTS, Field, find_tie_points, part_side, points_text
-from tools.tie_points import rows_of_points, table_text
+from tools.tie_points import (LEAST_OF_A_QUERY, MOST_TIE_POINTS, Field, find_tie_points, part_side, points_text,
+                              rows_of_points, table_text)
 
 
 def arguments():

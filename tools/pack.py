@@ -19,14 +19,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's
 
 import torch
 
-from shared.calibration import CALIBRATION, load_calibration
 from shared.finished_run import read_settings, seconds_of
-from shared.layouts import crop_of
-from shared.model import load_model, require_run
-from shared.packed import TEXTS, WEIGHTS, has_file, text_of
+from shared.mapping.calibration import CALIBRATION, load_calibration
+from shared.model import load_model
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import load_tensors, make_folder, write_bytes
-from shared.reading import readers_of_run
+from shared.plumbing.packed import TEXTS, WEIGHTS, has_file, require_run, text_of
+from shared.reading.layouts import crop_of
+from shared.reading.readers import readers_of_run
 
 
 def arguments():
@@ -53,7 +53,7 @@ def main(args):
 
 
 def pack(folder, data_path=None):
-    """The dictionary of shared/packed.py of a finished run.
+    """The dictionary of shared/plumbing/packed.py of a finished run.
 
     data_path: of its data set (default: as its args.json has it). InputError where a part of the run cannot be used.
     """

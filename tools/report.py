@@ -25,10 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's
 from shared.dataset import load_splits
 from shared.evaluate import features_of
 from shared.finished_run import read_settings
-from shared.layouts import find_data, read_pairs_csv
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import read_rows, write_text
-from shared.reading import readers_of_run
+from shared.reading.layouts import find_data, read_pairs_csv
+from shared.reading.readers import readers_of_run
 from tools.figures import CYCLE, GREEN, MARKERS, SAR, SKY, known_values, panels, png
 from tools.intervals import bootstrap_intervals, compare_rows
 from tools.results import (AUTHOR, AUTHORS_DATA_SET, AUTHORS_NOTES, DEMO_NOTE, FIGURES, add_tables, has_own_columns,

@@ -26,16 +26,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's
 
 from shared import options
 from shared.dataset import decode_images
-from shared.embeddings import (holds_embeddings, made_by, read_embeddings, reuse_embeddings, rows_not_finite,
-                               save_embeddings)
 from shared.evaluate import FEATURES, embed, first_answers
-from shared.layouts import SUFFIXES, list_images, read_pairs_csv
 from shared.model import load_model
-from shared.packed import SHIPPED
 from shared.plumbing.device import autocast, choose_device
+from shared.plumbing.embeddings import (holds_embeddings, made_by, read_embeddings, reuse_embeddings, rows_not_finite,
+                                        save_embeddings)
 from shared.plumbing.errors import InputError, run_script, several
 from shared.plumbing.files import can_be_written_to, make_folder, require_ours, write_rows
-from shared.reading import flags_of, readers_of_run
+from shared.plumbing.packed import SHIPPED
+from shared.reading.layouts import SUFFIXES, list_images, read_pairs_csv
+from shared.reading.readers import flags_of, readers_of_run
 from tools.search_picture import FORMATS, draw, is_our_picture, left_out, write_picture
 
 IMAGES_AT_ONCE = 512                                    # decoded and embedded

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from shared.layouts import SUFFIXES
 from shared.plumbing.files import write_bytes
+from shared.reading.layouts import SUFFIXES
 
 FORMATS = {"": "PNG", ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 MOST_QUERIES, MOST_ANSWERS, SIDE = 20, 10, 160          # SIDE: of an image, in px

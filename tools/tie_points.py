@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from scipy.interpolate import RBFInterpolator
 from scipy.spatial import cKDTree
 
-from shared.localization import vertex
+from shared.mapping.localization import vertex
 
 WINDOW = 12                                             # cells a side of what is sought, where the query has so many
 REACH = 3                                               # cells to each side up to which it is sought

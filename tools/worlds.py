@@ -23,18 +23,18 @@ import torch
 from tqdm import tqdm
 
 from shared import options
-from shared.cells import ROTATIONS, ZOOMS, CellMaps, StructureCells, cell_side, embed_cells, find_window
 from shared.dataset import load_splits, resize
 from shared.evaluate import embed, search
 from shared.finished_run import read_settings, seconds_of
-from shared.layouts import crop_of, find_data, layout_of
-from shared.lines import Lines
+from shared.mapping.cells import ROTATIONS, ZOOMS, CellMaps, StructureCells, cell_side, embed_cells, find_window
+from shared.mapping.turned import cut_turned
 from shared.model import load_model
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import write_text
-from shared.reading import readers_of, readers_of_run
-from shared.turned import cut_turned
+from shared.plumbing.lines import Lines
+from shared.reading.layouts import crop_of, find_data, layout_of
+from shared.reading.readers import readers_of, readers_of_run
 from tools.intervals import bootstrap_intervals
 
 WINDOW = 150 / 256                                      # side of a window, in sides of an image

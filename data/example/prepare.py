@@ -21,7 +21,7 @@ from rasterio.warp import reproject, transform
 
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import make_folder, read_rows, write_bytes
-from shared.raster import Reader
+from shared.reading.raster import Reader
 
 CRS, UTM = "EPSG:3395", "EPSG:32611"                    # of the tiles; in whose metres the SAR images are
 MAP = ("049", "062")                                    # from north to south

@@ -1,1 +1,1 @@
-"""Maps as people have them, and where on one a SAR image lies: what tools/locate.py and hubconf.py ask."""
+"""Where on a map a SAR image lies, and how sure that is: what code_Match, tools/locate.py and hubconf.py ask."""

@@ -1,6 +1,6 @@
 """Where on a map is a SAR image, how is it turned, and can that be trusted: a query is read, sought and judged.
 
-Positions are (x, y) in px of the map's grid, as in shared/localization.py.
+Positions are (x, y) in px of the map's grid, as in shared/mapping/localization.py.
 """
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,13 +11,13 @@ from PIL import Image
 from pyproj import CRS
 from rasterio.transform import Affine
 
-from shared.calibration import load_calibration, texture_of
-from shared.cells import load_cell_network
-from shared.localization import Search, rotations_to_try
+from shared.mapping.calibration import load_calibration, texture_of
+from shared.mapping.cells import load_cell_network
+from shared.mapping.localization import Search, rotations_to_try
 from shared.mapping.maps import GeoMap, MapFeatures, Mask, georeference_of
-from shared.model import require_run
 from shared.plumbing.errors import InputError
-from shared.raster import PLAIN, open_mask, open_raster, read_mask
+from shared.plumbing.packed import require_run
+from shared.reading.raster import PLAIN, open_mask, open_raster, read_mask
 
 ROTATIONS = {"known": 0, "15": 15, "unknown": 180}      # degrees to both sides
 LEAST_SHOWN = 0.5                                       # of a query that must not be nodata

@@ -23,11 +23,12 @@ from rasterio.warp import reproject
 from rasterio.windows import Window
 from tqdm import tqdm
 
-from shared.localization import Map, map_of
-from shared.nodata import undeclared_nodata, without_specks
+from shared.mapping.localization import Map, map_of
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import make_folder, write_bytes, write_text
-from shared.raster import as_numbers, name_of, open_bands, open_mask, palette_of, read_mask, read_window, reason_of
+from shared.reading.nodata import undeclared_nodata, without_specks
+from shared.reading.raster import (as_numbers, name_of, open_bands, open_mask, palette_of, read_mask, read_window,
+                                   reason_of)
 
 BLOCK = 1024                                            # px a side that are read and embedded at once
 HALO = 64                                               # px beyond which nothing has a say in a cell of three stages
@@ -157,9 +158,9 @@ class GeoMap:
     """A georeferenced raster, map or query, seen on a north-up grid of `metres` ground metres a pixel in `crs`.
 
     reader: by whose bands and tones it is seen. flag: that named the file. crs: of the grid, default ground_crs's.
-    Positions are (x, y) in px of the grid, from its upper left corner, as in shared/localization.py. Opening reads the
-    header alone; tones and nodata are looked at with the first window. mask: the Mask of what counts as nodata besides,
-    where one is set before that.
+    Positions are (x, y) in px of the grid, from its upper left corner, as in localization.py. Opening reads the header
+    alone; tones and nodata are looked at with the first window. mask: the Mask of what counts as nodata besides, where
+    one is set before that.
     Raises InputError where the file cannot be opened or is not georeferenced.
     """
     mask = None

@@ -8,13 +8,13 @@ import torch
 
 from exemplars import Decoder, Memory
 from shared import options
+from shared.adapting.unpaired import load_unpaired
 from shared.dataset import load_data, load_training_data, steps_per_epoch
 from shared.losses import cross_modal_triplet
 from shared.model import build_model
 from shared.optimizers import build_optimizer, build_schedule
 from shared.plumbing.errors import run_script
 from shared.run import Run
-from shared.unpaired import load_unpaired
 
 
 def arguments():

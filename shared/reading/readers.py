@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.packed import has_file, text_of
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import write_text
-from shared.raster import Reader
-from shared.tones import Stretch, Tones
+from shared.plumbing.packed import has_file, text_of
+from shared.reading.raster import Reader
+from shared.reading.tones import Stretch, Tones
 
 READING = "reading.json"
 READERS = {"opt": Reader("opt"), "sar": Reader("sar")}

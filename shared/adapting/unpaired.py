@@ -4,11 +4,11 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from shared.dataset import decode_images
-from shared.layouts import check_ids, find_data, list_split, read_leave_out, read_pairs_csv
 from shared.plumbing.errors import InputError, several
-from shared.reading import READERS, readers_of
-from shared.tones import evenly, measure_tones
-from shared.windows import apply_symmetry
+from shared.reading.layouts import check_ids, find_data, list_split, read_leave_out, read_pairs_csv
+from shared.reading.readers import READERS, readers_of
+from shared.reading.tones import evenly, measure_tones
+from shared.reading.windows import apply_symmetry
 
 
 @dataclass

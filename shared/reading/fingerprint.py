@@ -4,8 +4,8 @@ import json
 import os
 from pathlib import Path
 
-from shared.layouts import SUFFIXES, find_data, read_leave_out
 from shared.plumbing.errors import InputError
+from shared.reading.layouts import SUFFIXES, find_data, read_leave_out
 
 SPLITS = ("train", "test")
 SAMPLE, BYTES = 16, 4096                                # files of a split of which a part is read, and how much

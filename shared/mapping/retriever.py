@@ -15,8 +15,8 @@ from shared.mapping.maps import MapFeatures, georeference_of
 from shared.model import load_model
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import InputError
-from shared.raster import open_raster, read_window
-from shared.reading import readers_of_run
+from shared.reading.raster import open_raster, read_window
+from shared.reading.readers import readers_of_run
 
 MODALITIES = ("sar", "opt")
 BESIDE = "+proj=aeqd +lat_0=0 +lon_0=0 +datum=WGS84 +units=m +no_defs"          # of a map in memory, of no place

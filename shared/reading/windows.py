@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 import torch
 
-from shared.layouts import list_images, read_any_image
 from shared.plumbing.errors import InputError, several
-from shared.reading import READERS
-from shared.tones import measure_tones
+from shared.reading.layouts import list_images, read_any_image
+from shared.reading.readers import READERS
+from shared.reading.tones import measure_tones
 
 TRIES = 200                                             # portions of windows drawn before a batch is given up
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from shared.localization import EVIDENCE
-from shared.packed import has_file, text_of
+from shared.mapping.localization import EVIDENCE
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import write_text
+from shared.plumbing.packed import has_file, text_of
 
 CALIBRATION = "calibration.json"
 OUTCOMES = ("located", "ambiguous", "not on this map")  # right, another place of the map, off the map

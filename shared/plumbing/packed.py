@@ -29,6 +29,21 @@ def unpack(file, flag="--run"):
     return saved
 
 
+def require_run(folder, flag):
+    """The file that holds the weights of a finished run: its weights.pt, or the packed file that it is.
+
+    InputError where the folder holds none.
+    """
+    if folder.is_file():
+        return folder
+    file = folder / WEIGHTS
+    if not file.is_file():
+        begun = (folder / "args.json").is_file()
+        state = "an unfinished run: the command that began it goes on" if begun else "no run"
+        raise InputError(f"{flag} {folder} holds {state}")
+    return file
+
+
 def has_file(run, name):
     """Whether a run, a folder or a packed file, has a file of that name."""
     run = Path(run)

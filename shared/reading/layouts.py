@@ -12,7 +12,7 @@ import torch
 
 from shared.plumbing.errors import InputError, several
 from shared.plumbing.files import load_tensors, read_rows
-from shared.raster import SUFFIXES, Reader
+from shared.reading.raster import SUFFIXES, Reader
 
 
 @dataclass

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shared.model import require_run
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import read_rows, write_rows, write_text
+from shared.plumbing.packed import require_run
 
 FLOAT32 = np.dtype(np.float32)
 ROWS_AT_ONCE = 8192

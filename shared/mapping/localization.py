@@ -10,8 +10,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from shared.cells import CellMaps, cell_mask
-from shared.turned import difference_of_angles, filled, side_of_views, turn
+from shared.mapping.cells import CellMaps, cell_mask
+from shared.mapping.turned import difference_of_angles, filled, side_of_views, turn
 
 COARSE_SIDE, COARSE_SHARE = 192, 0.64                   # px, or share of a query's side if more, for many rotations
 ROTATION_STEP = 15.0                                    # degrees between the rotations that are tried

@@ -18,9 +18,9 @@ from PIL import Image, ImageOps
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
-from shared.nodata import is_all_or_nothing, undeclared_nodata, without_specks
 from shared.plumbing.errors import InputError
-from shared.tones import Stretch, Tones, evenly, measure_stretch
+from shared.reading.nodata import is_all_or_nothing, undeclared_nodata, without_specks
+from shared.reading.tones import Stretch, Tones, evenly, measure_stretch
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".jp2", ".vrt")
 PLAIN = (".png", ".jpg", ".jpeg")

@@ -1,4 +1,4 @@
-"""Images cut out and turned. Positions and rotations are counted as in shared/localization.py."""
+"""Images cut out and turned. Positions and rotations are counted as in shared/mapping/localization.py."""
 import cv2
 import numpy as np
 from scipy.ndimage import distance_transform_edt

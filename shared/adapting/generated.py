@@ -13,12 +13,12 @@ import cv2
 import torch
 
 from shared.dataset import decode_images, load_splits
-from shared.fingerprint import fingerprints
-from shared.layouts import find_data, list_images
 from shared.plumbing.errors import InputError, several
 from shared.plumbing.files import write_bytes, write_text
 from shared.plumbing.ram import peak_memory
-from shared.reading import readers_of_run
+from shared.reading.fingerprint import fingerprints
+from shared.reading.layouts import find_data, list_images
+from shared.reading.readers import readers_of_run
 
 SPLITS = ("train", "test")
 DONE = "generated.json"

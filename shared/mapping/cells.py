@@ -2,7 +2,7 @@
 
 A network with --pooling cells makes some numbers for each cell of an image, and so does StructureCells, with nothing
 learned. A window's cells are laid on an image's cells at every position, by FFT. Positions are (x, y) in px, counted as
-in shared/localization.py; a cell is some px of the images as the network sees them.
+in shared/mapping/localization.py; a cell is some px of the images as the network sees them.
 """
 import itertools
 from collections.abc import Callable
@@ -15,10 +15,10 @@ from scipy.fft import next_fast_len
 from torch import nn
 
 from shared.dataset import to_float
+from shared.mapping.turned import cut_turned
 from shared.model import GRID, load_model
 from shared.plumbing.errors import InputError
 from shared.structure import structure
-from shared.turned import cut_turned
 
 SPACING = 8                                             # px to a cell of StructureCells
 ROTATIONS, ZOOMS = (-8, -4, 0, 4, 8), (0.93, 1.0, 1.07)               # degrees, and factors, that may be tried besides

@@ -1,0 +1,1 @@
+"""Data sets as they lie on a disk, and files as they are read: layouts, bands, tones, nodata, windows of tiles."""
