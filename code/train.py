@@ -41,7 +41,7 @@ def train(args):
         model.train()
         for opt, sar, places in run.batches(pairs, epoch):      # B x 3 x S x S in [0, 1]
             with run.autocast():
-                pool5, fc = network(opt, sar)                   # 2B x 512: optical, SAR
+                fc = network(opt, sar).fc                       # 2B x 512: optical, SAR
             fc = gather(fc, kinds=2)                            # of all devices, if there are several
             triplet = cross_modal_triplet(fc, kinds=2, margin=args.margin)
 

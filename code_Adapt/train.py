@@ -93,7 +93,7 @@ def train(args):
                 opt_images.append(toned_opt)
                 sar_images.append(toned_sar)
             with run.autocast():                                # kinds x B x D: optical of both regions (...), SAR
-                pool5, fc = network(torch.cat(opt_images), torch.cat(sar_images))
+                fc = network(torch.cat(opt_images), torch.cat(sar_images)).fc
             kinds = len(opt_images)                             # of each modality
             of_opt, of_sar = (half.chunk(kinds) for half in gather(fc, kinds=2 * kinds).chunk(2))
             fc_opt, target_fc_opt, *toned_fc_opt = of_opt

@@ -73,7 +73,7 @@ def train(args):
                 sar_pseudo = pseudo_modal(sar_pseudo, args.channel_exchange, args.filter, run.generator, guide=opt)
                 opt, sar = torch.cat([opt, opt_pseudo]), torch.cat([sar, sar_pseudo])
             with run.autocast():                                # kinds x B x 512: optical (and pseudo-), SAR (...)
-                pool5, fc = network(opt, sar)
+                fc = network(opt, sar).fc
             fc = gather(fc, kinds=kinds)                        # of all devices, if there are several
             fc_opt, fc_sar = fc.chunk(kinds)[0], fc.chunk(kinds)[kinds // 2]
 

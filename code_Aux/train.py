@@ -54,7 +54,7 @@ def train(args):
             opt_pseudo = pseudo_modal(opt_pseudo, args.channel_exchange, args.filter, run.generator, guide=sar)
             sar_pseudo = pseudo_modal(sar_pseudo, args.channel_exchange, args.filter, run.generator, guide=opt)
             with run.autocast():                                # 4B x 512: optical, pseudo-optical, SAR, pseudo-SAR
-                pool5, fc = network(torch.cat([opt, opt_pseudo]), torch.cat([sar, sar_pseudo]))
+                fc = network(torch.cat([opt, opt_pseudo]), torch.cat([sar, sar_pseudo])).fc
             fc = gather(fc, kinds=4)                            # of all devices, if there are several
             triplet = cross_modal_triplet(fc, kinds=4, margin=args.margin)
 

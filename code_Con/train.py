@@ -99,7 +99,7 @@ def train(args):
                 opt, sar = (with_shown(images, model.mean, args.left_out, args.toned, run.generator)
                             for images in (opt, sar))                                   # B x 6 x part x part
             with run.autocast():                                # 2B x D: optical, SAR
-                pool5, fc = in_chunks(network, opt, sar, args.chunk or args.batch_size)
+                fc = in_chunks(network, opt, sar, args.chunk or args.batch_size)
             fc = gather(fc, kinds=2)                            # of all devices, if there are several
             contrastive = loss(fc)
 

@@ -80,7 +80,7 @@ def train(args):
                 sar_images.append(target_opt[:, 3:])
             sizes = [len(each) for each in opt_images]
             with run.autocast():
-                pool5, fc = network(torch.cat(opt_images), torch.cat(sar_images))
+                fc = network(torch.cat(opt_images), torch.cat(sar_images)).fc
             (opt, target_opt, *drawn_opt), (sar, target_sar, *drawn_sar) = (half.split(sizes) for half in fc.chunk(2))
 
             source = gather(torch.cat([opt, sar]), kinds=2)     # of all devices, if there are several

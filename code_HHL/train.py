@@ -67,7 +67,7 @@ def train(args):
             images = opt, target_opt, drawn_opt, sar, target_sar, drawn_sar
             images = random_part(images, args.part, run.generator)
             with run.autocast():
-                pool5, fc = network(torch.cat(images[:3]), torch.cat(images[3:]))
+                fc = network(torch.cat(images[:3]), torch.cat(images[3:])).fc
             (opt, target_opt, drawn_opt), (sar, target_sar, drawn_sar) = (half.split(sizes) for half in fc.chunk(2))
 
             source = gather(torch.cat([opt, sar]), kinds=2)     # of all devices, if there are several

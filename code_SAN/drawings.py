@@ -51,7 +51,7 @@ def draw_images(model, decoder, images, modality, device, autocast):
     for portion in images.split(AT_ONCE):
         batch = to_float(portion, device)
         with autocast():
-            maps = model(**{modality: batch}, with_maps=True)[2]
+            maps = model(**{modality: batch}, with_maps=True).maps
             drawn.append(to_bytes(decoder(maps, batch.shape[-2:])[0]))
     return torch.cat(drawn)
 

@@ -252,9 +252,9 @@ def embed(model, images, modality, device, autocast, batch_size=64, tta="none"):
     for i in bar:
         batch = to_float(images[i:min(i + batch_size, mine.stop)], device)
         with autocast():
-            pool5, fc = zip(*(model(**{modality: view(batch)}) for view in views.views))
-        features["POOL5"].append(views.combine(pool5).cpu())
-        features["FC"].append(views.combine(fc).cpu())
+            embedded = [model(**{modality: view(batch)}) for view in views.views]
+        features["POOL5"].append(views.combine([one.pool5 for one in embedded]).cpu())
+        features["FC"].append(views.combine([one.fc for one in embedded]).cpu())
     return {name: distributed.gather_shares(torch.cat(parts), device) for name, parts in features.items()}
 
 

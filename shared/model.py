@@ -2,6 +2,7 @@
 """The pseudo-siamese network: the first stages of a backbone once for each modality, the rest shared."""
 import copy
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,19 @@ POOLINGS = ("max", "avg", "grid", "cells")
 GRID = 3
 CELL_DIM = 16
 WRAPPERS = ("state_dict", "model")                      # of a checkpoint: what a state dict lies under
+
+
+class Embedded(NamedTuple):
+    """What a network makes of N images.
+
+    pool5: (N, pool5_dim: 2048 for resnet50, else 512; ten times as many with the grid), float32, L2-normalised.
+    fc: (N, 512; with cells CELL_DIM x h x w of the last maps), float32, L2-normalised.
+    maps: of the stages, each (N, c, h, w) in the precision of the forward pass, where they were asked for, else none. A
+    resnet18 of 96 px gives 64 x 24 x 24, 64 x 24 x 24, 128 x 12 x 12, 256 x 6 x 6 and, at layer4_stride 1, 512 x 6 x 6.
+    """
+    pool5: torch.Tensor
+    fc: torch.Tensor
+    maps: list[torch.Tensor]
 
 
 class PseudoSiamese(nn.Module):
@@ -83,11 +97,7 @@ class PseudoSiamese(nn.Module):
 
         opt: (B, 3, H, W), sar: (C, 3, H, W), float32 in [0, 1]; either may be left out. With six channels the last
         three are what is shown in the image's place (shared/views.py), and the first three are what structure is of.
-        Returns pool5 (B + C, pool5_dim: 2048 for resnet50, else 512; ten times as many with the grid) and fc (B + C,
-        512; with cells CELL_DIM x h x w of the last maps), float32, L2-normalised, the optical rows first. with_maps:
-        then, as a third, the maps of the stages, each
-        (B + C, c, h, w) in the precision of the forward pass; a resnet18 of 96 px gives 64 x 24 x 24, 64 x 24 x 24,
-        128 x 12 x 12, 256 x 6 x 6 and, at layer4_stride 1, 512 x 6 x 6.
+        with_maps: give the maps of the stages, too. Returns an Embedded, the optical rows first.
         """
         inputs = (opt, self.opt_stages), (sar, self.sar_stages)
         own = [self._own_maps(images, stages) for images, stages in inputs if images is not None]
@@ -102,15 +112,14 @@ class PseudoSiamese(nn.Module):
             fc = self.embedding(maps[-1]).flatten(1)                  # (B + C) x 16hw
         else:
             fc = self.embedding(pool5)                                # (B + C) x 512
-        vectors = F.normalize(pool5.float()), F.normalize(fc.float())
-        return (*vectors, maps[1:]) if with_maps else vectors
+        return Embedded(F.normalize(pool5.float()), F.normalize(fc.float()), maps[1:] if with_maps else [])
 
     def cells(self, opt=None, sar=None):
         """What makes fc, where pooling is `cells`, before it is one vector: (B + C, CELL_DIM, h, w) float32.
 
         Arguments: forward's.
         """
-        maps = self(opt, sar, with_maps=True)[2]
+        maps = self(opt, sar, with_maps=True).maps
         return self.embedding(maps[-1]).float()
 
     def _own_maps(self, images, stages):
@@ -177,7 +186,7 @@ def _onto(model, device):
 def channels_of(model):
     """Channels of the maps of the stages."""
     images = torch.zeros(1, 3, 64, 64, device=next(model.parameters()).device)
-    maps = model.eval()(opt=images, with_maps=True)[2]
+    maps = model.eval()(opt=images, with_maps=True).maps
     return [stage.shape[1] for stage in maps]
 
 

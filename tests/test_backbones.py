@@ -53,7 +53,7 @@ def test_a_network_of_timm_is_five_stages(arch):
     own, own_sar = ([p.shape for p in stages.parameters()] for stages in (model.opt_stages, model.sar_stages))
     assert own == own_sar and len(own) > 2 and len(model.shared_stages) == 3
     with torch.no_grad():
-        coarse = PseudoSiamese(arch, layer4_stride=2)(opt, with_maps=True)[2]
+        coarse = PseudoSiamese(arch, layer4_stride=2)(opt, with_maps=True).maps
     assert [each.shape[2] for each in coarse] == list(sides)
 
 
@@ -61,7 +61,7 @@ def test_a_network_of_timm_is_five_stages(arch):
 def test_its_cells_and_its_input_are_as_a_resnets(arch):
     channels, sides = FAMILIES[arch]
     model = PseudoSiamese(arch, 1, pooling="cells", stages=3, layer4_stride=2, input="both")
-    _, fc = model(torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64))
+    fc = model(torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)).fc
     assert fc.shape == (4, CELL_DIM * sides[2] ** 2) == (4, embedding_width(model, 64))
     assert model.pool5_dim == 9 * channels[2]
     first = next(p for p in model.sar_stages.parameters() if p.ndim == 4)
@@ -81,7 +81,7 @@ def test_init_from_a_file_of_timms_gives_the_maps_of_features_only(arch, tmp_pat
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         expected = network.eval().forward_intermediates(images, intermediates_only=True)[-4:]
-        maps = model(sar=images, with_maps=True)[2][1:]
+        maps = model(sar=images, with_maps=True).maps[1:]
     assert [each.shape[1] for each in maps] == list(levels)
     for ours, theirs in zip(maps, expected, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5 * max(1, theirs.abs().max()))
@@ -255,7 +255,7 @@ def test_the_weights_of_lite0_know_what_a_picture_shows(picture, label):
     image = nn.functional.interpolate(image[:, :, 1:-1, 107:-108], (256, 256), mode="bicubic", antialias=True)
     image = image.clamp(0, 1)[:, :, 16:-16, 16:-16]
     with torch.no_grad():
-        maps = model(image, with_maps=True)[2][-1]                    # 1 x 320 x 7 x 7, of our stages
+        maps = model(image, with_maps=True).maps[-1]                    # 1 x 320 x 7 x 7, of our stages
         scores = network.forward_head(network.bn2(network.conv_head(maps)))
     assert scores.argmax().item() == label
 

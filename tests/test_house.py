@@ -75,7 +75,7 @@ def test_a_backbone_is_added_in_one_place(monkeypatch, tmp_path):
     monkeypatch.setitem(BACKBONES, "resnet10", Backbone(resnet10, models.ResNet18_Weights.IMAGENET1K_V1))
     args = options.training("").parse_args(["--data_path", "x", "--arch", "resnet10"])
     model = PseudoSiamese(args.arch, specify_num=2).eval()
-    assert len(model.stages_of("sar")) == 5 and model(torch.rand(1, 3, 64, 64))[1].shape == (1, 512)
+    assert len(model.stages_of("sar")) == 5 and model(torch.rand(1, 3, 64, 64)).fc.shape == (1, 512)
     torch.save(resnet10().state_dict(), tmp_path / "weights.pth")
     initialize(model, tmp_path / "weights.pth")
 

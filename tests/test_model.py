@@ -35,7 +35,7 @@ def reaches(model, parameter, **images):
     """Whether a parameter takes part in the forward pass of these images."""
     if not hasattr(model, "_used") or model._used[0] is not list(images)[0]:
         model.zero_grad()
-        pool5, fc = model(**images)
+        pool5, fc, _ = model(**images)
         (pool5.sum() + (fc * torch.randn_like(fc)).sum()).backward()
         model._used = (list(images)[0], {id(p) for p in model.parameters() if p.grad is not None})
     return id(parameter) in model._used[1]
@@ -48,7 +48,7 @@ def test_layer4_keeps_its_resolution(arch, channels):
     for stage in model.shared_stages:
         stage.register_forward_hook(lambda module, inputs, output: sizes.append(tuple(output.shape[1:])))
     with torch.no_grad():
-        pool5, fc = model(torch.rand(1, 3, 64, 64))
+        pool5, fc, _ = model(torch.rand(1, 3, 64, 64))
     assert [s[1] for s in sizes] == [16, 16, 8, 4, 4]
     assert sizes[-1][0] == channels and pool5.shape == (1, channels) and fc.shape == (1, 512)
 
@@ -58,7 +58,7 @@ def test_pool5_is_the_normalised_global_maximum():
     maps = []
     model.shared_stages[-1].register_forward_hook(lambda module, inputs, output: maps.append(output))
     with torch.no_grad():
-        pool5, fc = model(torch.rand(2, 3, 64, 64), torch.rand(1, 3, 64, 64))
+        pool5, fc, _ = model(torch.rand(2, 3, 64, 64), torch.rand(1, 3, 64, 64))
         expected = torch.nn.functional.normalize(maps[0].flatten(2).max(2).values)
     assert torch.allclose(pool5, expected, atol=1e-6)
     assert torch.allclose(fc.norm(dim=1), torch.ones(3))
@@ -113,15 +113,15 @@ def test_stages_that_do_not_exist_are_an_error(tmp_path):
 def test_both_copies_start_alike_and_learn_apart():
     model = PseudoSiamese("resnet18", 3).eval()
     images = torch.rand(2, 3, 32, 32)
-    assert torch.equal(model(opt=images)[1], model(sar=images)[1])
-    pool5, fc = model(images, images)
-    assert torch.allclose(fc[:2], model(opt=images)[1], atol=1e-6), "together or apart, the optical rows first"
+    assert torch.equal(model(opt=images).fc, model(sar=images).fc)
+    pool5, fc, _ = model(images, images)
+    assert torch.allclose(fc[:2], model(opt=images).fc, atol=1e-6), "together or apart, the optical rows first"
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    model(opt=images)[1][:, 0].sum().backward()
+    model(opt=images).fc[:, 0].sum().backward()
     optimizer.step()
     model.eval()
-    assert not torch.allclose(model(opt=images)[1], model(sar=images)[1])
+    assert not torch.allclose(model(opt=images).fc, model(sar=images).fc)
 
 
 def test_normalisation_is_imagenets_or_none():
@@ -230,7 +230,7 @@ def test_the_notebook_of_the_documents_embeds_two_images(tmp_path, monkeypatch):
     names = runpy.run_path("notebook.py")
     opt, sar = torch.from_numpy(array).permute(0, 3, 1, 2).float().div(255).split(1)
     with torch.no_grad():
-        expected = model(opt=opt)[1] @ model(sar=sar)[1].T
+        expected = model(opt=opt).fc @ model(sar=sar).fc.T
     assert names["score"] == pytest.approx(expected.item(), abs=1e-5) and -1 <= names["score"] < 0.999
 
 

@@ -24,7 +24,7 @@ def test_shapes_of_what_is_drawn(arch, size, stride):
     model = PseudoSiamese(arch, layer4_stride=stride).eval()
     decoder = build_decoder(model, None).eval()
     with torch.no_grad():
-        maps = model(torch.rand(1, 3, size, size), torch.rand(2, 3, size, size), with_maps=True)[2]
+        maps = model(torch.rand(1, 3, size, size), torch.rand(2, 3, size, size), with_maps=True).maps
         images, drawn = decoder(maps, (size, size))
     assert images.shape == (3, 3, size, size) and images.dtype == torch.float32
     last = maps[4].shape[1]
@@ -76,7 +76,7 @@ def test_two_images_are_learned_until_they_are_drawn():
     optimizer = torch.optim.Adam([*model.parameters(), *decoder.parameters()], 3e-3)
     losses = []
     for _ in range(24):
-        drawn, _ = decoder(model(opt, sar, with_maps=True)[2], (32, 32))
+        drawn, _ = decoder(model(opt, sar, with_maps=True).maps, (32, 32))
         loss = reconstruction_loss(drawn, opt, sar, "optical")
         optimizer.zero_grad()
         loss.backward()

@@ -148,7 +148,7 @@ def test_boxes_come_from_the_network_as_it_was_at_the_renewal():
     boxes.is_ready.fill_(True)
     before = boxes(sar=images)
     with torch.no_grad():
-        maps = backbone(sar=images, with_maps=True)[2][-1]
+        maps = backbone(sar=images, with_maps=True).maps[-1]
         assert torch.equal(before, boxes_of(heat_of(maps, 64), 0.5)) and not torch.equal(before, WHOLE.expand(4, 4))
         for parameter in backbone.parameters():
             parameter.add_(torch.randn_like(parameter))

@@ -148,8 +148,8 @@ def test_the_first_convolution_sees_the_input(input, channels, specify_num):
     model, images, seen = network(input, specify_num=specify_num), torch.rand(2, 3, 32, 32), []
     model.stages_of("opt")[0].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
     with torch.no_grad():
-        fc = model(opt=images)[1]
-        assert torch.equal(model(opt=images, sar=images)[1][:2], fc)
+        fc = model(opt=images).fc
+        assert torch.equal(model(opt=images, sar=images).fc[:2], fc)
     parts = {"structure": structure(images), "image": (images - model.mean) / model.std}
     assert seen[0].shape[1] == channels
     for kind, where in INPUTS[input].items():
@@ -176,7 +176,7 @@ def test_what_is_shown_stands_for_the_image_and_not_for_its_structure():
         assert torch.equal(shown[:, ORIENTATIONS:], (others - model.mean) / model.std)
         assert (absent[:, ORIENTATIONS:] == 0).all()
         model = network("structure")
-        assert torch.equal(model(opt=torch.cat([images, others], 1))[1], model(opt=images)[1])
+        assert torch.equal(model(opt=torch.cat([images, others], 1)).fc, model(opt=images).fc)
 
 
 def test_init_fills_of_conv1_what_both_inputs_have(tmp_path):
@@ -271,4 +271,4 @@ def test_a_run_from_before_there_were_inputs_gives_what_it_gave(demo, tmp_path):
         for stage in model.eval().shared_stages:
             x = stage(x)
         expected = torch.nn.functional.normalize(model.embedding(model.pool(x)))
-        assert torch.equal(model(opt=images)[1], expected)
+        assert torch.equal(model(opt=images).fc, expected)

@@ -82,9 +82,9 @@ def line(name, ours, plain, ratio, at_most=None, at_least=None):
 
 def plain_step(network, optimizer, opt, sar, amp="auto"):
     with autocast(DEVICE, amp)():
-        pool5, fc = network(opt, sar)
+        embedded = network(opt, sar)
     optimizer.zero_grad()
-    (pool5.sum() + fc.sum()).backward()
+    (embedded.pool5.sum() + embedded.fc.sum()).backward()
     optimizer.step()
 
 

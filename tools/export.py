@@ -110,7 +110,7 @@ def difference(network, session, count, height, width):
     images."""
     images = torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(0))
     asked = {network.modality: images}
-    ours = [network.model(**asked)[1].numpy()]
+    ours = [network.model(**asked).fc.numpy()]
     if network.has_cells:
         ours.append(network.model.cells(**asked).numpy())
     theirs = session.run(network.names, {"images": images.numpy()})

@@ -16,7 +16,7 @@ from torch import nn
 
 from shared.dataset import to_float
 from shared.mapping.turned import cut_turned
-from shared.model import GRID, load_model
+from shared.model import GRID, Embedded, load_model
 from shared.plumbing.errors import InputError
 from shared.structure import structure
 
@@ -37,9 +37,10 @@ class StructureCells(nn.Module):
         self.spacing = spacing
 
     def forward(self, opt=None, sar=None):
-        """(pool5, fc) as PseudoSiamese gives them: averages in a grid, and all cells one after the other."""
+        """An Embedded as PseudoSiamese gives it: averages in a grid, and all cells one after the other."""
         cells = self.cells(opt, sar)                                  # B x 9 x h x w
-        return F.normalize(F.adaptive_avg_pool2d(cells, GRID).flatten(1)), F.normalize(cells.flatten(1))
+        pool5 = F.adaptive_avg_pool2d(cells, GRID).flatten(1)
+        return Embedded(F.normalize(pool5), F.normalize(cells.flatten(1)), [])
 
     def cells(self, opt=None, sar=None):
         """opt: (B, 3, H, W), sar: (C, 3, H, W), float32 in [0, 1]; either may be left out. Returns (B + C,

@@ -60,7 +60,7 @@ def train(args):
             if target:
                 target_opt, target_sar, opt_rows, sar_rows = run.draw_unpaired(target)
                 with run.autocast():
-                    pool5, target_fc = network(target_opt, target_sar)
+                    target_fc = network(target_opt, target_sar).fc
                 terms["spread"] = target_fc.mean(0).square().sum()
 
             run.optimize(sum(terms.values()), optimizer, schedule)
