@@ -16,7 +16,7 @@ from hard_negatives import HardNegatives
 from misalign import misaligned, side_to_turn
 from shared.dataset import Pairs, draw_batches
 from shared.evaluate import embed
-from shared.model import PseudoSiamese
+from shared.model import Embedded, PseudoSiamese
 from shared.optimizers import build_optimizer
 from shared.plumbing import distributed
 from shared.plumbing.errors import InputError
@@ -160,7 +160,7 @@ def test_the_grid_knows_where_things_are_and_the_average_does_not():
     assert torch.allclose(average.pool(maps), average.pool(maps.flip(3)), atol=1e-6)
     assert not torch.allclose(grid.pool(maps), grid.pool(maps.flip(3)), atol=1e-2)
     with torch.no_grad():
-        pool5, fc = grid.eval()(torch.rand(2, 3, 96, 96))
+        pool5, fc, _ = grid.eval()(torch.rand(2, 3, 96, 96))
     assert pool5.shape == (2, grid.pool5_dim) and fc.shape == (2, 512)
 
 
@@ -186,7 +186,7 @@ class Lookup(torch.nn.Module):
     def forward(self, opt=None, sar=None):
         images = opt if opt is not None else sar
         rows = (images[:, 0, 0, 0] * 255).round().long()
-        return self.table[rows], self.table[rows]
+        return Embedded(self.table[rows], self.table[rows], [])
 
 
 def numbered(places):
