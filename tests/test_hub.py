@@ -75,6 +75,13 @@ def test_locate_gives_what_the_tool_gives(retriever, run, tmp_path):
     corner = retriever.locate(image[:60, :60], opened, resolution=10, prior=(12, 8), radius=500)
     assert math.hypot(corner["x"] - 30, corner["y"] - 30) < 0.5, "px, however few, and no longitude"
     assert retriever.locate(np.full((90, 90), 80, np.uint8), opened, resolution=10)["status"] == "too little texture"
+    # What a mask leaves out is not looked at, in either.
+    half, rest = np.ones(cut.shape[:2], bool), np.ones(image.shape[:2], bool)
+    half[:, 60:], rest[:, 170:] = False, False
+    assert retriever.locate(cut, opened, resolution=10, mask=half)["score"] != place["score"]
+    assert retriever.locate(cut, opened, resolution=10, mask=np.zeros_like(half))["status"] == "too much nodata"
+    without = retriever.open_map(image, resolution=10, mask=rest)
+    assert retriever.locate(cut, without, resolution=10)["x"] < 120
 
 
 def test_what_cannot_be_used_is_one_sentence(retriever, tmp_path):

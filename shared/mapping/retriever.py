@@ -74,11 +74,12 @@ class Retriever:
         scores, rows = first_answers(query.to(self.device), gallery, k)
         return scores.cpu(), rows.cpu()
 
-    def open_map(self, image, resolution=None, cache=None):
+    def open_map(self, image, resolution=None, cache=None, mask=None):
         """An OpenMap for locate(): what was worked out of it is used again for the next query.
 
         image: a georeferenced file; or any other image, with its resolution in metres a pixel. cache: a folder that
-        keeps the map's features from one process to the next. InputError where it is no map that can be used.
+        keeps the map's features from one process to the next. mask: an image of the same kind, georeferenced or of the
+        map's size; where it is zero nothing is looked for. InputError where it is no map that can be used.
         """
         if isinstance(image, (str, Path)) and resolution:
             with open_raster(image, "map") as source:
@@ -88,16 +89,18 @@ class Retriever:
             self.locator = Locator(self.run, self.device, self.autocast, self.readers)
         stack = ExitStack()
         file = stack.enter_context(as_file(image, "map", resolution))
-        geo = self.locator.open_map(file)
+        if mask is not None:
+            mask = stack.enter_context(as_file(mask, "map_mask", resolution))
+        geo = self.locator.open_map(file, mask)
         return OpenMap(self.locator.features_of(geo, cache), resolution, stack)
 
-    def locate(self, query, map, resolution=None, rotation="known", prior=None, radius=None):
+    def locate(self, query, map, resolution=None, rotation="known", prior=None, radius=None, mask=None):
         """Where on an optical map a SAR image lies: a dictionary.
 
         query: a SAR image; a georeferenced file is seen north up. map: a georeferenced file, or an OpenMap.
         resolution: metres of a pixel of a query without a georeference. rotation: known (its upper edge is north), 15
         (to within so many degrees), or unknown. prior: (x, y) in the map's coordinates, and radius, in metres: where
-        its middle lies at most so far away.
+        its middle lies at most so far away. mask: an image of the query's size, whose zeros are not looked at.
         Returns {"status": located, ambiguous, not on this map, too little texture, too much nodata or resolution does
         not fit (docs/use.md), "reason": words or ""}; where there is an answer also "x", "y": the middle, in the
         map's coordinates (of an image without a georeference px from its upper left corner), "longitude", "latitude"
@@ -112,8 +115,11 @@ class Retriever:
             raise InputError("prior and radius go together: give both, or neither")
         opened = map if isinstance(map, OpenMap) else self.open_map(map)
         geo = opened.features.geo
-        with as_file(query, "query") as file:
-            asked = self.locator.open_query(file, resolution, geo)
+        with ExitStack() as stack:
+            file = stack.enter_context(as_file(query, "query"))
+            if mask is not None:
+                mask = stack.enter_context(as_file(mask, "query_mask"))
+            asked = self.locator.open_query(file, resolution, geo, mask)
             circle = None
             if prior is not None:
                 circle = circle_about(*geo.from_map(*opened.from_pixel(*prior)), radius, geo, prior)
@@ -171,6 +177,8 @@ def bands_of(image):
     if isinstance(image, Image.Image):
         image = image.convert("RGB") if image.mode in ("P", "CMYK", "YCbCr", "1") else image
     array = image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
+    if array.dtype == bool:
+        array = array.astype(np.uint8)                                # a mask
     if array.ndim == 2:
         array = array[None]
     if array.ndim != 3 or array.dtype.kind not in "uif" or not array.size:
