@@ -1,0 +1,85 @@
+"""Keep what a published figure can be looked up in: records/DATE_ROW_seedN/, a few KB of a finished run.
+
+    python tools/record.py --run results/S1S2align200/triplet/seed* --machine "one core, others beside it"
+    python tools/record.py --run results/OTHER --row my-idea_seed0 --commit 4ba61a3 --machine "one H100"
+
+args.json, metrics.json and, of a run that trained, log.txt are copied; of a path the last part is kept, since a path of
+one machine says nothing on another. record.json has the row, the day, the commit and the machine. A record that is
+there stays as it is. The README's figures are means over the records of a row, and tests/test_records.py holds both
+together.
+"""
+import argparse
+import json
+import re
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))                           # the repository's root, where shared/ is
+
+from shared.plumbing.errors import InputError, run_script
+from shared.plumbing.files import make_folder, write_text
+
+KEPT = ("args.json", "metrics.json", "log.txt")
+PATH = re.compile(r"(?<![\w.~/])(?:~|\.\.?)?/(?:[^\s\"',:/]+/)*([^\s\"',:/]+)")
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)
+    parser.add_argument("--run", required=True, nargs="+", type=Path, help="folders of finished runs, ROW/seedN each")
+    parser.add_argument("--machine", required=True, help="on what the seconds were taken, and what ran beside it")
+    parser.add_argument("--row", help="of a single run (default: the last two parts of its path)")
+    parser.add_argument("--commit", help="that trained it (default: what is checked out, without changes)")
+    parser.add_argument("--out", type=Path, default=ROOT / "records", metavar="FOLDER")
+    return parser.parse_args()
+
+
+def main(args):
+    if args.row and len(args.run) > 1:
+        raise InputError(f"--row {args.row} is the name of one run, and there are {len(args.run)}: leave it out, or "
+                         "record them one by one")
+    unfinished = [str(run) for run in args.run if not (run / "metrics.json").is_file()]
+    if unfinished:
+        raise InputError(f"--run {', '.join(unfinished)}: no metrics.json; give folders of runs that are finished and "
+                         "tested")
+    commit = args.commit or checked_out()
+    records = [(run, args.out / f"{day_of(run)}_{args.row or '_'.join(run.resolve().parts[-2:])}") for run in args.run]
+    there = [str(folder) for _, folder in records if folder.exists()]
+    if there:
+        raise InputError(f"{', '.join(there)}: recorded already; a record is not changed")
+    for run, folder in records:
+        make_folder(folder, "--out")
+        for name in KEPT:
+            if (run / name).is_file():
+                write_text(folder / name, without_paths((run / name).read_text()))
+        day, row = folder.name.split("_", 1)
+        write_text(folder / "record.json",
+                   json.dumps({"row": row, "day": day, "commit": commit, "machine": args.machine}, indent=1))
+        print(folder)
+
+
+def day_of(run):
+    """The day on which a run got its figures."""
+    return date.fromtimestamp((run / "metrics.json").stat().st_mtime).isoformat()
+
+
+def checked_out():
+    """The commit that is checked out. InputError where there is none, or what is there differs from it."""
+    done = [subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
+            for words in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))]
+    if any(step.returncode for step in done) or done[1].stdout:
+        raise InputError("what is checked out is no commit, or differs from it: name the one that trained it by "
+                         "--commit")
+    return done[0].stdout.strip()
+
+
+def without_paths(text):
+    """Text with of each path that begins at a root, a home or a folder above, its last part alone."""
+    return PATH.sub(r"\1", text)
+
+
+if __name__ == "__main__":
+    run_script(main, arguments)
