@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from shared.losses import cross_modal_triplet
-from shared.plumbing.errors import InputError
+from shared.plumbing.errors import InputError, installation
 
 
 class InfoNCE(nn.Module):
@@ -120,8 +120,7 @@ def build_contrastive(name, margin=0.5, temperature=0.05, label_smoothing=0.0):
     try:
         from pytorch_metric_learning import losses, miners
     except ImportError:
-        raise InputError(f"--loss {name} is a loss of pytorch-metric-learning: "
-                         "pip install -r requirements-optional.txt")
+        raise InputError(f"--loss {name} is a loss of pytorch-metric-learning: {installation()}")
     if name == "multi-similarity":
         return LibraryLoss(losses.MultiSimilarityLoss())
     if name == "angular":

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from shared.plumbing.errors import InputError
+from shared.plumbing.errors import InputError, installation
 
 MODALITIES = ("opt", "sar")
 TRAINING_STEPS = 1000                                   # of noise
@@ -75,5 +75,5 @@ def _library():
     try:
         import diffusers
     except ImportError:
-        raise InputError("the U-Net and its scheduler are those of diffusers: pip install -r requirements-optional.txt")
+        raise InputError(f"the U-Net and its scheduler are those of diffusers: {installation()}")
     return diffusers

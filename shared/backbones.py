@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torchvision import models
 
-from shared.plumbing.errors import InputError
+from shared.plumbing.errors import InputError, installation
 from shared.plumbing.files import load_tensors
 
 TIMM = "timm:"
@@ -145,7 +145,7 @@ def _timm():
     try:
         import timm
     except ImportError:
-        raise InputError(f"--arch {TIMM}NAME needs timm: pip install -r requirements.txt")
+        raise InputError(f"--arch {TIMM}NAME needs timm: {installation('requirements.txt')}")
     return timm
 
 
@@ -251,7 +251,7 @@ def _packaged_weights(arch, init):
     try:
         folder = resources.files(package.name.replace("-", "_"))
     except ModuleNotFoundError:
-        raise InputError(f"--init {init} is the package {package.name}: pip install -r requirements-optional.txt")
+        raise InputError(f"--init {init} is the package {package.name}: {installation()}")
     with resources.as_file(folder / package.file) as file:
         state = load_tensors(file, f"--init {init}")
     return fit_by_order(state, _timm().create_model(arch.removeprefix(TIMM)), f"--init {init}")

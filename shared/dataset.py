@@ -373,6 +373,12 @@ def decode_images(files, img_size, workers, reader=READERS["opt"]):
     return torch.from_numpy(images)
 
 
+def showing_nothing(images):
+    """The rows of (N, S, S, 3) uint8 whose pixels are all alike: nodata all over, or a constant. A list of numbers."""
+    flat = images.flatten(1, 2)
+    return (flat == flat[:, :1]).all(2).all(1).nonzero()[:, 0].tolist()
+
+
 def resize(image, size):
     """(H, H, 3) uint8 -> (size, size, 3): by area when it shrinks, so that nothing aliases."""
     if image.shape[0] == size:

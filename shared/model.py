@@ -207,13 +207,17 @@ def _read_run(folder, flag):
         state, img_size = saved.pop("model"), saved.pop("img_size")
         model = PseudoSiamese(**saved)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{file} is not what a run writes ({error!r})")
+        raise InputError(f"{file} is not what a run writes ({error!r}): give the folder of a run, or train it again")
     except InputError as error:
         raise InputError(f"{file}: {error}")
     try:
         model.load_state_dict(state)
     except (RuntimeError, TypeError):
-        raise InputError(f"{file} does not hold a {saved['arch']} with specify_num {saved['specify_num']}")
+        raise InputError(f"{file} does not hold a {saved['arch']} with specify_num {saved['specify_num']}: it is "
+                         "damaged, or of another version; train or pack it again")
+    if not all(weights.isfinite().all() for weights in model.state_dict().values()):
+        raise InputError(f"{file} holds weights that are not numbers: it is damaged, or the run has diverged; train it "
+                         "again")
     return model, img_size
 
 

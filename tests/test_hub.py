@@ -37,7 +37,10 @@ def test_all_kinds_of_images_embed_alike(retriever, tmp_path):
         assert torch.equal(vector, vectors["path"]), name
     assert vectors["path"].dtype == torch.float32 and vectors["path"].norm(dim=1).item() == pytest.approx(1)
     grey = image[..., 0]
-    as_decibels = retriever.embed([grey, grey / 20.0 - 25, (grey * 200.0).astype(np.uint16)], "sar")
+    assert torch.equal(retriever.embed(torch.from_numpy(np.stack([image, image])).permute(0, 3, 1, 2), "opt"),
+                       vectors["path"].repeat(2, 1)), "a batch"
+    as_decibels = retriever.embed([grey, grey / 20.0 - 25, (grey * 200.0).astype(np.uint16), grey * np.exp(1j)],
+                                  "sar")
     assert (as_decibels @ as_decibels.T).min() > 0.9, "stretched as a file's are"
 
 
@@ -92,8 +95,10 @@ def test_what_cannot_be_used_is_one_sentence(retriever, tmp_path):
         (lambda: retriever.embed(image, "radar"), "modality 'radar'"),
         (lambda: retriever.embed([], "sar"), "no sar image"),
         (lambda: retriever.embed(np.zeros((5, 64, 64)), "sar"), "5 channels"),
-        (lambda: retriever.embed(np.zeros((2, 2, 64, 64)), "sar"), "give .H, W."),
+        (lambda: retriever.embed(np.zeros((2, 2, 64, 64)), "sar"), "2 channels"),
         (lambda: retriever.embed(np.array("text"), "sar"), "give .H, W."),
+        (lambda: retriever.embed([image, np.full((64, 64), np.nan), np.full((64, 64), 7)], "sar"),
+         "(?s)2 image.*image 1: shows nothing.*image 2: shows nothing"),
         (lambda: retriever.embed(["none.png", tmp_path / "text.png"], "sar"), "(?s)none.png.*text.png"),
         (lambda: retriever.search(image, [image], k=2), "the gallery has 1 images"),
         (lambda: retriever.search(image, torch.ones(4, 7), k=1), "embed both by this run"),
@@ -101,6 +106,13 @@ def test_what_cannot_be_used_is_one_sentence(retriever, tmp_path):
         (lambda: retriever.open_map(georeferenced, resolution=5), "leave resolution out"),
         (lambda: retriever.locate(image, georeferenced), "resolution"),
         (lambda: retriever.locate(image, georeferenced, resolution=10, rotation="90"), "rotation '90'"),
+        (lambda: retriever.locate(image, georeferenced, resolution="10"), "resolution '10': give a number above zero"),
+        (lambda: retriever.locate(image, georeferenced, resolution=math.nan), "resolution nan"),
+        (lambda: retriever.open_map(image, resolution=-1), "resolution -1"),
+        (lambda: retriever.locate(image, georeferenced, resolution=10, prior=5, radius=9), "prior 5: give"),
+        (lambda: retriever.locate(image, georeferenced, resolution=10, prior=(0, "a"), radius=9), "prior .0, 'a'."),
+        (lambda: retriever.locate(image, georeferenced, resolution=10, prior=(0, 1), radius="5"), "radius '5'"),
+        (lambda: torch.hub.load(str(ROOT), "optical_sar", source="local", amp="yes"), "--amp yes: give one of auto"),
         (lambda: retriever.locate(image, georeferenced, resolution=10, prior=(1, 2)), "go together"),
         (lambda: retriever.locate(image, georeferenced, resolution=10, prior=(1, 2), radius=9), "outside the map"),
         (lambda: torch.hub.load(str(ROOT), "optical_sar", source="local", run=tmp_path), "holds no run"),

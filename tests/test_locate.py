@@ -27,7 +27,7 @@ from shared.mapping.turned import cut_turned
 from shared.model import PseudoSiamese
 from shared.reading.raster import Reader
 from test_localization import displaced, ground
-from tools.answers_on_map import AT_THE_END
+from tools.answers_on_map import AT_THE_END, Journal
 
 CPU = torch.device("cpu")
 LEFT, TOP = 500_000.0, 3_800_000.0
@@ -228,6 +228,15 @@ def rows_of(out):
         return list(csv.DictReader(table))
 
 
+def test_one_command_at_a_time_writes_into_a_folder(tmp_path, run):
+    journal = Journal(tmp_path / "out", {"run": "", "map": ""}, [], {}, fresh=False)
+    done = locate(run, "--query", write_map(tmp_path / "map.tif", ground(64), from_origin(LEFT, TOP, 10, 10)),
+                  map_file=tmp_path / "map.tif", out=tmp_path / "out")
+    assert done.returncode == 2 and "another command is writing there" in done.stderr
+    journal.lock.release()
+    Journal(tmp_path / "out", {"run": "", "map": ""}, [], {}, fresh=False).lock.release()
+
+
 def test_a_bad_query_is_a_row_and_the_others_go_on(tmp_path, run):
     image = ground(200, seed=4)
     good = write_map(tmp_path / "good.tif", image, from_origin(LEFT, TOP, 10, 10))
@@ -242,11 +251,12 @@ def test_a_bad_query_is_a_row_and_the_others_go_on(tmp_path, run):
     fine = cv2.resize(image[50:150, 60:160], (300, 300), interpolation=cv2.INTER_CUBIC)
     write_map(folder / "g_fine.tif", fine, from_origin(LEFT + 600, TOP - 500, 10 / 3, 10 / 3))
     (folder / "._b_fits.tif").write_text("no image")
+    shutil.copy(folder / "b_fits.tif", folder / os.fsdecode(b"h_\xe9.tif"))
     done = locate(run, "--query", folder, tmp_path / "none.png", "--check", map_file=good, out=tmp_path / "out")
-    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 5
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 6, "all before the long work"
     rows = {row["query"]: row for row in rows_of(tmp_path / "out") if row["rank"] == "1"}
     reasons = {"a_no_place": "give --resolution", "c_large": "of the map's 200 x 200", "d_small": "at least 32",
-               "f_text": "cannot be opened", "none": "cannot be opened"}
+               "f_text": "cannot be opened", "h__": "not UTF-8", "none": "is not there"}
     assert {name: row["status"] for name, row in rows.items()} == {
         "b_fits": "located", "g_fine": "located", "e_coarse": "resolution does not fit",
         **dict.fromkeys(reasons, "error")}
@@ -259,6 +269,11 @@ def test_a_bad_query_is_a_row_and_the_others_go_on(tmp_path, run):
         done = locate(run, "--query", folder / "a_no_place.png", "--resolution", "10", *flags, "--fresh", map_file=good,
                       out=tmp_path / "more")
         assert done.returncode == (2 if words else 0) and (not words or words in done.stderr), done.stderr
+    # A command of which nothing could be looked for is mended without --fresh: it left no answer.
+    for flags, status in ((["--query_mask", tmp_path / "none"], 2), (["--prior", "0,0", "--radius", "9"], 2), ([], 0)):
+        done = locate(run, "--query", folder / "b_fits.tif", *flags, map_file=good, out=tmp_path / "mended")
+        assert done.returncode == status, done.stderr
+    assert [row["status"] for row in rows_of(tmp_path / "mended") if row["rank"] == "1"] == ["located"]
 
 
 def test_no_file_of_the_users_is_written_over(tmp_path, run, monkeypatch):

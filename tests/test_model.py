@@ -218,6 +218,18 @@ def test_a_run_is_loaded_in_evaluation_mode(tmp_path):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_weights_that_are_no_numbers_are_refused(tmp_path):
+    finished(tmp_path / "run")
+    state = torch.load(tmp_path / "run/weights.pt", weights_only=True)
+    state["model"]["embedding.0.weight"][0, 0] = float("nan")
+    torch.save(state, tmp_path / "run/weights.pt")
+    with pytest.raises(InputError, match="weights that are not numbers"):
+        load_model(tmp_path / "run", torch.device("cpu"))
+    (tmp_path / "text.pt").write_text("text")
+    with pytest.raises(InputError, match="cannot be read as tensors: it is damaged"):
+        load_model(tmp_path / "text.pt", torch.device("cpu"))
+
+
 def test_the_notebook_of_the_documents_embeds_two_images(tmp_path, monkeypatch):
     block, = re.findall(r"```python\n(.*?)```", (ROOT / "docs/evaluation.md").read_text(), re.S)
     (tmp_path / "notebook.py").write_text(block)

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import sqlite3
+import sys
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 
@@ -123,7 +124,8 @@ def test_a_full_disk_leaves_the_layers_of_before(tmp_path, limited_files):
 def test_without_geopandas_a_line_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("tools.locate.find_spec", lambda name: None)
     assert locate_tool.layers(None, None) == []
-    assert capsys.readouterr().err == "no answers.gpkg without geopandas: pip install -r requirements-optional.txt\n"
+    assert capsys.readouterr().err == (
+        f"no answers.gpkg without geopandas: {sys.executable} -m pip install -r {ROOT}/requirements-optional.txt\n")
 
 
 def test_what_is_written_at_the_end_is_ours_or_not_written(answered, tmp_path):

@@ -85,7 +85,7 @@ def test_tiles_are_seen_at_the_scale_that_it_learned_at(run, packed, demo, tmp_p
     """Also where the data set that it learned from is not there."""
     assert load_tile_network(packed, "nowhere", CPU, None).factor == 32 / 200
     assert load_tile_network(run, demo, CPU, None).factor == 32 / 200
-    with pytest.raises(InputError, match="holds no train images"):
+    with pytest.raises(InputError, match="holds no data set"):
         load_tile_network(run, tmp_path, CPU, None)
 
 

@@ -3,12 +3,14 @@ import csv
 import glob
 import io
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
 import cv2
 import numpy as np
 import rasterio
+from filelock import FileLock, Timeout
 from rasterio.transform import from_origin
 
 from shared.mapping.locator import WITH_A_PLACE
@@ -22,7 +24,7 @@ from tools.figures import CYCLE, SAR, panels, png
 COLUMNS = ("query", "rank", "x", "y", "crs", "rotation", "scale", "score", "probability", "radius", "status", "reason")
 # The files that there may be of a query.
 OF_A_QUERY = (".tif", ".png", ".points", ".tie_points.csv", ".gcps.tif", ".warped.tif")
-JOURNAL, TABLE, SHAPES = "answers.jsonl", "answers.csv", "answers.geojson"
+JOURNAL, TABLE, SHAPES, LOCK = "answers.jsonl", "answers.csv", "answers.geojson", ".answers.lock"
 PACKAGE, PAGE = "answers.gpkg", "answers.html"
 AT_THE_END = PACKAGE, PAGE                              # what is written besides, when all is answered
 LAYERS = {"footprints": "footprint", "centres": "centre", "radii": "90% radius"}     # the parts of a package's layers
@@ -51,7 +53,9 @@ def list_queries(given):
 
 def masks_of(given, queries):
     """{query: its mask}. given: of --query_mask: a file for all; or a folder, with a raster of each query's name, or
-    None for it; or None."""
+    None for it; or None. InputError where it is not there."""
+    if given is not None and not given.exists():
+        raise InputError(f"--query_mask {given} is not there: mend the path")
     if given is None or not given.is_dir():
         return dict.fromkeys(queries, given)
     by_name = {file.stem: file for file in sorted(given.iterdir())
@@ -79,19 +83,21 @@ class Journal:
         self.folder, self.masks = folder, masks
         self.inputs = {Path(file).resolve() for file in (*inputs, *filter(None, masks.values()))}
         make_folder(folder, "--out")
+        self._require_ours(self._read())                # before anything is left in a folder of the user's
+        self.lock = FileLock(folder / LOCK)             # let go of when the process ends, however it ends
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError(f"--out {folder}: another command is writing there; wait for it, or give another --out")
         kept = self._read()
         self.outputs = [line["output"] for line in kept if "output" in line]
         kept = [line for line in kept if "output" not in line]
-        ours = (JOURNAL, TABLE, SHAPES, *self.outputs) if kept else ()
-        foreign = [name for name in (JOURNAL, TABLE, SHAPES, *AT_THE_END) if name not in ours
-                   and (folder / name).exists()]
-        if foreign:
-            raise InputError(f"--out {folder} holds {foreign[0]}, which is not of this tool, or damaged: give another "
-                             "--out, or move it away")
         if fresh:
             for line in kept[1:]:
                 self._remove_files(line)
             kept = []
+        elif kept and kept[0] != settings and not _holds_an_answer(kept[1:]):
+            kept = kept[:1]
         elif kept and kept[0] != settings:
             differing = [name for name in settings if kept[0].get(name) != settings[name]]
             raise InputError(f"--out {folder} holds answers of another command (it differs in {', '.join(differing)}): "
@@ -107,6 +113,15 @@ class Journal:
         lines = settings, *({"output": name} for name in self.outputs), *begun, *self.answers.values()
         write_text(folder / JOURNAL, "\n".join(json.dumps(line) for line in lines))
         write_text(folder / TABLE, _as_csv([COLUMNS, *(row for line in self.answers.values() for row in line["rows"])]))
+
+    def _require_ours(self, kept):
+        """InputError where a file of the folder has the name of one that is made for all queries, and is not ours."""
+        ours = (JOURNAL, TABLE, SHAPES, *(line.get("output") for line in kept)) if kept else ()
+        foreign = [name for name in (JOURNAL, TABLE, SHAPES, *AT_THE_END) if name not in ours
+                   and (self.folder / name).exists()]
+        if foreign:
+            raise InputError(f"--out {self.folder} holds {foreign[0]}, which is not of this tool, or damaged: give "
+                             "another --out, or move it away")
 
     def _read(self):
         """The settings and the whole lines; a last one that was not written to its end is left out. Nothing of a file
@@ -142,10 +157,11 @@ class Journal:
             files = files_of(self.names[query])
             halves = [half.name for file in files for half in halves_of(file)]
             self._remove_files({"files": files + halves})
-        name, number = self.names.get(query) or Path(query).stem or "query", 1
+        stem = printable(Path(query).stem) or "query"
+        name, number = self.names.get(query, stem), 1
         while query not in self.names and self._is_taken(name):
             number += 1
-            name = f"{Path(query).stem}_{number}"
+            name = f"{stem}_{number}"
         if query not in self.names:
             append_text(self.folder / JOURNAL, json.dumps({"query": query, "name": name}) + "\n")
             self.names[query] = name
@@ -186,6 +202,17 @@ class Journal:
             append_text(self.folder / JOURNAL, json.dumps({"output": name}) + "\n")
             self.outputs.append(name)
         return self.folder / name
+
+
+def _holds_an_answer(lines):
+    """Whether of the lines of a journal, behind the settings, one is an answer, or begins one that did not come."""
+    answered = {line["query"]: line["rows"][0]["status"] for line in lines if "rows" in line}
+    return any(answered.get(line["query"]) != "error" for line in lines)
+
+
+def printable(text):
+    """Text with bytes of a name that are no UTF-8 as underscores."""
+    return re.sub("[\udc80-\udcff]", "_", text)
 
 
 def _as_csv(rows):
@@ -287,8 +314,8 @@ def line_of(rows):
     row = rows[0]
     text = f"{row['query']}: {row['status']}"
     if row["status"] in WITH_A_PLACE:
-        text += (f", x {row['x']}, y {row['y']}, rotation {row['rotation']}°, probability {row['probability']}, 90% "
-                 f"within {row['radius']} m")
+        text += (f", x {row['x']}, y {row['y']} in {row['crs']}, rotation {row['rotation']}°, probability "
+                 f"{row['probability']}, 90% within {row['radius']} m")
     return text + (f"; {row['reason']}" if row["reason"] else "")
 
 

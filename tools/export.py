@@ -22,7 +22,7 @@ from timm.layers import Conv2dSame
 from torch import nn
 
 from shared.model import INPUTS, load_model
-from shared.plumbing.errors import InputError, run_script
+from shared.plumbing.errors import InputError, installation, run_script
 from shared.plumbing.files import make_folder, write_bytes
 from shared.structure import structure_of_any_size
 
@@ -44,7 +44,7 @@ def main(args):
         import onnxruntime
         import onnxscript                               # noqa: F401, torch's exporter needs it
     except ImportError as error:
-        raise InputError(f"{error.name} is not installed: pip install -r requirements-optional.txt")
+        raise InputError(f"{error.name} is not installed: {installation()}")
     model, img_size = load_model(args.run, torch.device("cpu"))
     if any(isinstance(module, Conv2dSame) for module in model.modules()):
         raise InputError(f"--run {args.run} has --arch {model.settings['arch']}, whose padding depends on the image's "

@@ -36,12 +36,12 @@ from shared import options
 from shared.mapping.locator import ROTATIONS, Locator, circle_of, require_truth
 from shared.mapping.turned import difference_of_angles
 from shared.plumbing.device import autocast, choose_device
-from shared.plumbing.errors import InputError, OutputError, run_script
+from shared.plumbing.errors import InputError, OutputError, installation, run_script, several
 from shared.plumbing.files import write_bytes, write_text
 from shared.plumbing.packed import SHIPPED, require_run
 from shared.reading.readers import readers_of_run
-from tools.answers_on_map import (PACKAGE, PAGE, Journal, describe, line_of, list_queries, masks_of, picture, shapes_of,
-                                  summary, warp, write_package)
+from tools.answers_on_map import (PACKAGE, PAGE, Journal, describe, line_of, list_queries, masks_of, picture,
+                                  printable, shapes_of, summary, warp, write_package)
 from tools.answers_page import page
 from tools.control_points import copy_with_points, points_of_answer, warp_by_points
 from tools.tie_points import (LEAST_OF_A_QUERY, MOST_TIE_POINTS, Field, find_tie_points, part_side, points_text,
@@ -107,25 +107,32 @@ def main(args):
     masks = masks_of(args.query_mask, files)
     inputs = [args.map, *files, *([args.map_mask] if args.map_mask else [])]
     journal = Journal(args.out, settings_of(args, geo), inputs, masks, args.fresh)
-    print(f"map: {geo.look[2]}; {geo.width} x {geo.height} px of {geo.metres:g} m in {geo.crs.name}")
-    features = locator.features_of(geo, cache_of(args))
+    print(f"map: {geo.look[2]}; {geo.width} x {geo.height} px of {geo.metres:g} m on the ground")
+    # All that is wrong by the files' headers is said before the long work.
+    asked = {file: opened(file, masks[file], locator, geo, args) for file in files if not journal.has(file)}
+    refused = [printable(str(error)) for error in asked.values() if isinstance(error, InputError)]
+    if refused and len(refused) == len(files):
+        raise several("none of --query can be looked for:", refused)
+    print(*(f"error: {words}\n" for words in refused), sep="", end="", file=sys.stderr, flush=True)
     for file in files:
-        if journal.has(file):
-            continue
+        if file not in asked:                           # answered before
+            print(line_of(journal.answers[file]["rows"]))
+    features = locator.features_of(geo, cache_of(args))
+    for file in list(asked):
+        query = asked.pop(file)                         # its pixels go with it
         name = journal.begin(file)
         try:
-            if args.query_mask and masks[file] is None:
-                raise InputError(f"--query_mask {args.query_mask} holds no mask of the name {Path(file).stem}: add it")
-            query = locator.open_query(file, args.resolution, geo, masks[file])
-            if args.check:
-                require_truth(query)
+            if isinstance(query, InputError):
+                raise query
             circle = circle_of(args.prior, args.radius, query, geo) if args.prior else None
             location = locator.locate(query, features, ROTATIONS[args.rotation], circle)
         except OutputError:
             raise                                       # a full disk is no fault of the query's
         except InputError as error:
-            rows, shapes = [{"query": name, "rank": 1, "status": "error", "reason": str(error)}], []
-            print(f"error: {error}", file=sys.stderr)
+            words = printable(str(error))
+            rows, shapes = [{"query": name, "rank": 1, "status": "error", "reason": words}], []
+            if words not in refused:
+                print(f"error: {words}", file=sys.stderr)
         else:
             location.answers = location.answers[:args.top_k]
             rows, shapes = write(name, query, location, geo, locator.calibration, args.out, args.tie_points,
@@ -141,10 +148,25 @@ def main(args):
         sys.exit(2)
 
 
+def opened(file, mask, locator, geo, args):
+    """The Query of a file, or the InputError that tells why it cannot be looked for."""
+    try:
+        if args.query_mask and mask is None:
+            raise InputError(f"--query_mask {args.query_mask} holds no mask of the name {Path(file).stem}: add it")
+        query = locator.open_query(file, args.resolution, geo, mask)
+        if args.check:
+            require_truth(query)
+        if args.prior:
+            circle_of(args.prior, args.radius, query, geo)
+    except InputError as error:
+        return error
+    return query
+
+
 def layers(journal, geo):
     """[the name of the GeoPackage], which is written where geopandas is installed."""
     if find_spec("geopandas") is None:
-        print(f"no {PACKAGE} without geopandas: pip install -r requirements-optional.txt", file=sys.stderr)
+        print(f"no {PACKAGE} without geopandas: {installation()}", file=sys.stderr)
         return []
     write_package(journal.claim(PACKAGE), journal.shapes, geo)
     return [PACKAGE]

@@ -25,13 +25,13 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's root, where shared/ is
 
 from shared import options
-from shared.dataset import decode_images
+from shared.dataset import decode_images, showing_nothing
 from shared.evaluate import FEATURES, embed, first_answers
 from shared.model import load_model
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.embeddings import (holds_embeddings, made_by, read_embeddings, reuse_embeddings, rows_not_finite,
                                         save_embeddings)
-from shared.plumbing.errors import InputError, run_script, several
+from shared.plumbing.errors import InputError, installation, run_script, several
 from shared.plumbing.files import can_be_written_to, make_folder, require_ours, write_rows
 from shared.plumbing.packed import SHIPPED
 from shared.reading.layouts import SUFFIXES, list_images, read_pairs_csv
@@ -59,9 +59,13 @@ class Embedder:
         """Decode every file once, before an hour of embedding can end at a bad one; what is wrong goes to problems."""
         for portion in tqdm(portions_of(files), desc=f"check {modality}", leave=False, disable=None):
             try:
-                self.decode(portion, modality, self.img_size)
+                images = self.decode(portion, modality, self.img_size)
             except InputError as error:
                 problems.extend(error.problems)
+                continue
+            if modality == "sar":                       # a gallery may well have water
+                problems.extend(f"{portion[i]}: shows nothing that could be found, every pixel is alike"
+                                for i in showing_nothing(images))
 
     def portions(self, files, modality):
         """Yield {"FC": (n, D), "POOL5": (n, C)}, as embed gives them. The next images are decoded meanwhile."""
@@ -160,7 +164,7 @@ def approximate(query, gallery, k, probes):
     try:
         import faiss
     except ImportError:
-        raise InputError("--index ivf needs faiss: pip install -r requirements-optional.txt")
+        raise InputError(f"--index ivf needs faiss: {installation()}")
     # faiss wants 39 vectors for each cell, and learns from at most 256.
     cells = max(1, min(round(4 * math.sqrt(len(gallery))), len(gallery) // 39))
     dim = gallery.shape[1]

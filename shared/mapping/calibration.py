@@ -89,9 +89,11 @@ def load_calibration(folder):
     """The Calibration of a run, a folder or a packed file. InputError where there is none."""
     file = Path(folder) / CALIBRATION
     if not has_file(folder, CALIBRATION):
+        run = "RUN" if Path(folder).is_file() else folder
+        packed = " of the folder it was packed from; then pack that again" if run == "RUN" else ""
         raise InputError(f"{folder} has no {CALIBRATION}, which tells how sure its answers are: python "
-                         f"code_Match/calibrate.py --run {folder} --halves A B makes it (or, of a run with --validate, "
-                         "without --halves)")
+                         f"code_Match/calibrate.py --run {run} --halves A B makes it (or, of a run with --validate, "
+                         f"without --halves){packed}")
     try:
         return Calibration(**json.loads(text_of(folder, CALIBRATION)))
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -57,7 +57,8 @@ class Query:
             self.truth = geo.from_crs(*middle, self.grid.crs)
             return
         if resolution is None:
-            raise InputError(f"--query {file} does not tell its resolution: give --resolution in metres a pixel")
+            raise InputError(f"--query {file} does not tell its resolution{position_of(file)}: give --resolution in "
+                             "metres a pixel")
         self.own_ratio = resolution / geo.metres
         self.file_size, shown_size, to_file = size_of(file)
         if mask:
@@ -111,6 +112,12 @@ class Query:
         size = self.width, self.height
         self.shown = cv2.resize(shown.astype(np.uint8) * 255, size, interpolation=method) > 254
         self.pixels = cv2.resize(pixels * shown[..., None], size, interpolation=method) * self.shown[..., None]
+
+
+def position_of(file):
+    """Words for a position that a file has and that is of no use: a world file's, without a CRS."""
+    with open_raster(file, "--query") as source:
+        return "" if source.transform.is_identity else " (its world file has no CRS)"
 
 
 def size_of(file):

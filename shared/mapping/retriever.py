@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 from rasterio.transform import from_origin
 
-from shared.dataset import decode_images
+from shared.dataset import decode_images, showing_nothing
 from shared.evaluate import embed, first_answers
 from shared.mapping.locator import ROTATIONS, Locator, circle_about
 from shared.mapping.maps import MapFeatures, georeference_of
 from shared.model import load_model
 from shared.plumbing.device import autocast, choose_device
-from shared.plumbing.errors import InputError
+from shared.plumbing.errors import InputError, several
 from shared.reading.raster import open_raster, read_window
 from shared.reading.readers import readers_of_run
 
@@ -23,11 +23,11 @@ BESIDE = "+proj=aeqd +lat_0=0 +lon_0=0 +datum=WGS84 +units=m +no_defs"          
 
 
 class Retriever:
-    """A finished run. Images are paths, PIL images, NumPy arrays or tensors, one or a list.
+    """A finished run. Images are paths, PIL images, NumPy arrays or tensors, one or a list or a batch of them.
 
     Bytes are taken as they are. An array of one channel and other numbers (dB, amplitude, 16 bits) is stretched as a
     file's are (docs/data.md); three channels of floats in [0, 1] are a picture, as torchvision has it. Arrays are
-    (H, W), (H, W, 3) or (3, H, W).
+    (H, W), (H, W, 3) or (3, H, W); of complex numbers the magnitude counts.
     run: the folder of a finished run, or a packed file. device: a name of torch's, or auto. amp: as --amp takes it.
     Raises InputError where the run is none, or the device is not there.
     """
@@ -47,6 +47,8 @@ class Retriever:
         """
         if modality not in MODALITIES:
             raise InputError(f"modality {modality!r}: give one of {', '.join(MODALITIES)}")
+        if getattr(images, "ndim", 0) == 4:
+            images = list(images)                                     # a batch
         images = images if isinstance(images, (list, tuple)) else [images]
         if not images:
             raise InputError(f"there is no {modality} image to embed")
@@ -56,6 +58,10 @@ class Retriever:
             if modality == "opt":
                 reader = reader.measured_on(files)                    # a map's tiles by one stretch
             decoded = decode_images(files, self.img_size, 1, reader)
+        if modality == "sar" and (empty := showing_nothing(decoded)):
+            raise several(f"{len(empty)} image(s) cannot be used:",
+                          [f"{name_of(images[i], i)}: shows nothing that could be found, every pixel is alike"
+                           for i in empty])
         return embed(self.model, decoded, modality, self.device, self.autocast)["FC"]
 
     def search(self, query, gallery, k=5):
@@ -81,6 +87,7 @@ class Retriever:
         keeps the map's features from one process to the next. mask: an image of the same kind, georeferenced or of the
         map's size; where it is zero nothing is looked for. InputError where it is no map that can be used.
         """
+        require_above_zero(resolution=resolution)
         if isinstance(image, (str, Path)) and resolution:
             with open_raster(image, "map") as source:
                 if georeference_of(source):
@@ -109,10 +116,15 @@ class Retriever:
         "score", "probability"}] of the next best.
         InputError where the query, the map or the prior cannot be used.
         """
-        if rotation not in ROTATIONS:
+        if str(rotation) not in ROTATIONS:
             raise InputError(f"rotation {rotation!r}: give one of {', '.join(ROTATIONS)}")
         if (prior is None) != (radius is None):
             raise InputError("prior and radius go together: give both, or neither")
+        if prior is not None and (np.shape(prior) != (2,) or not all(is_number(part) for part in prior)):
+            raise InputError(f"prior {prior!r}: give (x, y) in the map's coordinates")
+        require_above_zero(resolution=resolution, radius=radius)
+        if resolution is None and not isinstance(query, (str, Path)):
+            raise InputError("the query is an image in memory: give its resolution in metres a pixel")
         opened = map if isinstance(map, OpenMap) else self.open_map(map)
         geo = opened.features.geo
         with ExitStack() as stack:
@@ -123,7 +135,7 @@ class Retriever:
             circle = None
             if prior is not None:
                 circle = circle_about(*geo.from_map(*opened.from_pixel(*prior)), radius, geo, prior)
-            location = self.locator.locate(asked, opened.features, ROTATIONS[rotation], circle)
+            location = self.locator.locate(asked, opened.features, ROTATIONS[str(rotation)], circle)
         found = {"status": location.status, "reason": location.reason}
         if not location.answers:
             return found
@@ -149,6 +161,21 @@ class OpenMap:
             place["longitude"], place["latitude"] = map(float, geo.to_lonlat(answer.x, answer.y))
         return {**place, "rotation": float(answer.rotation % 360), "score": answer.score,
                 "probability": answer.probability}
+
+
+def is_number(value):
+    return isinstance(value, (int, float, np.number)) and bool(np.isfinite(value))
+
+
+def require_above_zero(**values):
+    """InputError where one of the values that are given is no number above zero."""
+    for name, value in values.items():
+        if value is not None and not (is_number(value) and value > 0):
+            raise InputError(f"{name} {value!r}: give a number above zero, in metres")
+
+
+def name_of(image, number):
+    return str(image) if isinstance(image, (str, Path)) else f"image {number}"
 
 
 @contextmanager
@@ -181,7 +208,7 @@ def bands_of(image):
         array = array.astype(np.uint8)                                # a mask
     if array.ndim == 2:
         array = array[None]
-    if array.ndim != 3 or array.dtype.kind not in "uif" or not array.size:
+    if array.ndim != 3 or array.dtype.kind not in "uifc" or not array.size:
         raise InputError(f"an image of shape {array.shape} and type {array.dtype}: give (H, W), (H, W, 3) or (3, H, W) "
                          "numbers")
     if array.shape[0] not in (1, 3) and array.shape[2] <= 4:
@@ -190,6 +217,8 @@ def bands_of(image):
         raise InputError(f"an image of {array.shape[0]} channels: give one, or three")
     if array.dtype == np.uint8:
         return array
+    if np.iscomplexobj(array):
+        return array.astype(np.complex64)
     array = array.astype(np.float32)
     if len(array) == 3 and np.nanmin(array) >= 0 and np.nanmax(array) <= 1:
         return np.round(array * 255).astype(np.uint8)                 # as torchvision's to_tensor gives it

@@ -27,6 +27,8 @@ def autocast_dtype(amp, device):
     auto: on CUDA bf16 where it is native, else fp16; on a CPU bf16 only where the processor computes in it
     (AVX512_BF16 or AMX), since emulation is slower than float32; else off.
     """
+    if amp not in AMPS:
+        raise InputError(f"--amp {amp}: give one of {', '.join(AMPS)}")
     if amp != "auto":
         return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
     if device.type == "cuda":

@@ -3,8 +3,11 @@ import codecs
 import io
 import os
 import sys
+from pathlib import Path
 
 import torch
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class InputError(Exception):
@@ -21,6 +24,11 @@ class OutputError(InputError):
 
 class Interrupted(Exception):
     """The user asked a run to stop; it has written its checkpoint and said so."""
+
+
+def installation(requirements="requirements-optional.txt"):
+    """Words: the command that installs one of the repository's requirements files for the Python that runs."""
+    return f"{sys.executable} -m pip install -r {ROOT / requirements}"
 
 
 def several(sentence, problems):

@@ -2,7 +2,6 @@
 import csv
 import io
 import os
-import pickle
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -128,10 +127,11 @@ def load_tensors(path, what):
         raise InputError(f"{what}: there is no file {path}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{what}: {path} cannot be read as tensors ({reason}); "
-                         "it is damaged or holds more than tensors")
+    except OSError as error:
+        raise InputError(f"{what}: {path} cannot be read ({error.strerror})")
+    except Exception:                                   # bytes that are no pickle raise whatever they spell
+        raise InputError(f"{what}: {path} cannot be read as tensors: it is damaged, no file of torch.save, or holds "
+                         "more than tensors; give another")
 
 
 def can_be_written_to(folder):
@@ -147,7 +147,8 @@ def make_folder(folder, flag):
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{flag}: {folder} cannot be made ({error.strerror})")
+        why = "a file has that name" if folder.is_file() else error.strerror
+        raise InputError(f"{flag}: {folder} cannot be made ({why}); give another place")
     if not can_be_written_to(folder):
         raise InputError(f"{flag}: {folder} cannot be written to; give another place")
 

@@ -38,9 +38,11 @@ def require_run(folder, flag):
         return folder
     file = folder / WEIGHTS
     if not file.is_file():
-        begun = (folder / "args.json").is_file()
-        state = "an unfinished run: the command that began it goes on" if begun else "no run"
-        raise InputError(f"{flag} {folder} holds {state}")
+        if (folder / "args.json").is_file():
+            raise InputError(f"{flag} {folder} holds an unfinished run: the command that began it goes on")
+        state = "holds no run" if folder.is_dir() else "is not there"
+        raise InputError(f"{flag} {folder} {state}: give the folder of a finished run of a train.py, or a file that "
+                         "tools/pack.py made")
     return file
 
 

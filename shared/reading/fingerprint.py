@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from shared.plumbing.errors import InputError
-from shared.reading.layouts import SUFFIXES, find_data, read_leave_out
+from shared.reading.layouts import SUFFIXES, find_data, read_leave_out, require_layout
 
 SPLITS = ("train", "test")
 SAMPLE, BYTES = 16, 4096                                # files of a split of which a part is read, and how much
@@ -63,9 +63,10 @@ def _middle_of(path, size):
 def fingerprints(data_path, target_path=None, validate=0.0):
     """{split: fingerprint} of what a run reads, and {"target train", "target test"} where --target_path is given.
 
-    With --validate the test split is not read. InputError where there is no such folder.
+    With --validate the test split is not read. InputError where there is no such folder, or no data set in it.
     """
     root = find_data(data_path)
+    require_layout(root)
     splits = {"train": fingerprint(root, "train")}
     if target_path:
         target = find_data(target_path)

@@ -150,13 +150,20 @@ def layout_of(root):
     return next((layout for layout in LAYOUTS if layout.is_there(root)), None)
 
 
-def list_split(root, split, problems):
-    """The Listing of a split, whatever the layout."""
+def require_layout(root):
+    """The Layout that a folder has. InputError where it holds no data set."""
     layout = layout_of(root)
     if layout is None:
-        problems.append(f"{root}: there is neither a folder train or test in it, nor the author's tensors")
-        return Listing()
-    return layout.read(root, split, problems)
+        guide = root / "README.md"
+        how = f"{guide} says how it is made ready" if guide.is_file() else "docs/data.md has the layouts"
+        raise InputError(f"--data_path {root} holds no data set, neither a folder train or test nor the author's "
+                         f"tensors: {how}")
+    return layout
+
+
+def list_split(root, split, problems):
+    """The Listing of a split, whatever the layout."""
+    return require_layout(root).read(root, split, problems)
 
 
 def find_data(data_path):

@@ -43,11 +43,16 @@ def gdal_path(file):
 
 def open_raster(file, flag=None):
     """The dataset that GDAL opens, whatever the path's form. InputError with GDAL's reason; flag: that named it."""
+    named = f"{flag} {file}" if flag else str(file)
     try:
         return rasterio.open(str(file))
-    except (RasterioError, UnicodeError) as error:
-        raise InputError(f"{f'{flag} ' if flag else ''}{file} cannot be opened ({reason_of(error)}): give a raster "
-                         "that GDAL reads, whole and with all the files that it names")
+    except UnicodeError:
+        raise InputError(f"{named} has a name that is not UTF-8: rename it")
+    except RasterioError as error:
+        if "No such file" in str(error) and not Path(file).exists():
+            raise InputError(f"{named} is not there: mend the path")
+        raise InputError(f"{named} cannot be opened ({reason_of(error)}): give a raster that GDAL reads, whole and "
+                         "with all the files that it names")
 
 
 def name_of(source):
