@@ -11,7 +11,7 @@ from shared.plumbing.errors import InputError
 from shared.plumbing.files import load_tensors
 
 WEIGHTS = "weights.pt"
-SHIPPED = Path(__file__).resolve().parents[1] / "models/sentinel.pt"  # models/README.md
+SHIPPED = Path(__file__).resolve().parents[2] / "models/sentinel.pt"  # models/README.md
 TEXTS = ("args.json", "metrics.json", "reading.json", "calibration.json")
 
 
