@@ -43,6 +43,11 @@ def test_both_languages_have_the_same_figures(name):
     assert len(english) >= 5 and english == chinese
 
 
+def test_the_pages_fit_an_afternoon():
+    """What is only looked up stands in a CSV beside its page, which has no bound."""
+    assert sum(len(page.read_text().splitlines()) for page in ROOT.glob("docs/*.md")) <= 1300
+
+
 def test_the_readme_fits_its_first_hour():
     for name in ("README.md", "README.zh.md"):
         assert len((ROOT / name).read_text().splitlines()) <= 110

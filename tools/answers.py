@@ -50,7 +50,8 @@ def draw_filters(top1):
     for row, name in enumerate(names):
         axis.text(values[name] - 0.5, row, top1[name], va="center", ha="right", color="white", fontsize=7)
     axis.axvline(float(top1["none"]), color="black", linestyle="--", linewidth=1)
-    axis.set(xlabel="top-1 (%)", xlim=(0, 52))
+    axis.text(float(top1["none"]) + 0.8, 0, f"no pseudo-\nmodal image:\n{top1['none']}", va="bottom", fontsize=7)
+    axis.set(xlabel="top-1 (%)", xlim=(0, 60))
     return png(figure)
 
 
