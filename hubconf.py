@@ -1,4 +1,4 @@
-"""torch.hub's way in: retriever = torch.hub.load("owner/repo", "optical_sar")."""
+"""torch.hub's way in: retriever = torch.hub.load("CLONE", "optical_sar", source="local"), the folder of a clone."""
 try:
     from shared.plumbing.packed import SHIPPED
     from shared.mapping.retriever import Retriever

@@ -1,6 +1,8 @@
 """hubconf.py: a run in three lines, of paths, PIL images, arrays and tensors; the answers are those of the tools."""
 import csv
 import math
+import re
+import runpy
 import sys
 
 import cv2
@@ -85,6 +87,20 @@ def test_locate_gives_what_the_tool_gives(retriever, run, tmp_path):
     assert retriever.locate(cut, opened, resolution=10, mask=np.zeros_like(half))["status"] == "too much nodata"
     without = retriever.open_map(image, resolution=10, mask=rest)
     assert retriever.locate(cut, without, resolution=10)["x"] < 120
+
+
+def test_the_three_lines_of_the_readme(retriever, run, tmp_path, monkeypatch):
+    block, = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    image = ground(160, seed=3)
+    write_map(tmp_path / "map.tif", image, from_origin(LEFT, TOP, 10, 10))
+    for name, corner in (("sar", 30), ("a", 60), ("b", 30), ("c", 0)):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), image[corner:corner + 90, corner:corner + 90, ::-1])
+    load = torch.hub.load
+    monkeypatch.setattr(torch.hub, "load", lambda clone, name, source: load(str(ROOT), name, source=source, run=run))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notebook.py").write_text(f"import torch\n{block}")
+    names = runpy.run_path("notebook.py")
+    assert names["place"]["x"] == pytest.approx(LEFT + 750, abs=5) and names["rows"].tolist() == [[1]]
 
 
 def test_what_cannot_be_used_is_one_sentence(retriever, tmp_path):

@@ -1,9 +1,11 @@
 """tools/record.py, and that what the pages print is what the records hold."""
 import json
+import re
+from statistics import mean, stdev
 
 import pytest
 
-from conftest import script
+from conftest import ROOT, script
 from tools.record import without_paths
 
 
@@ -37,3 +39,68 @@ def test_a_record_tells_the_run_and_no_path(tmp_path):
     ("../x/y ~/data/z", "y z"), ("2 / 3 of a/b, 1/2", "2 / 3 of a/b, 1/2"), ("http://a.org/b", "http://a.org/b")])
 def test_of_a_path_the_last_part_is_kept(text, kept):
     assert without_paths(text) == kept
+
+
+# What is printed -----------------------------------------------------------------------------------------------------
+
+RECORDS = sorted((ROOT / "records").glob("*/record.json"))
+# The records from which a row has its figures on maps and in the worlds.
+WORLDS = ("ombria", "isro", "sen12")
+POSITIONS = {"contrastive-both": "match-cells", "structure": "match-structure"}
+
+
+def records_of(row):
+    """The metrics of all records of a row, seed after seed."""
+    names = {file: json.loads(file.read_text())["row"] for file in RECORDS}
+    found = [file for file, name in names.items() if name == row or re.fullmatch(re.escape(row) + r"_seed\d+", name)]
+    return [json.loads((file.parent / "metrics.json").read_text()) for file in found]
+
+
+def mean_and_std(values):
+    """Figures as the pages print them: the mean of the seeds, and their deviation where there are several."""
+    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def table_rows(document):
+    """{row: its cells}, of the first table of a document."""
+    table = re.search(r"(?:^\|.*\n)+", document.read_text(), re.M)[0].splitlines()[2:]
+    cells = [[cell.strip().replace("**", "") for cell in line.strip("|").split("|")] for line in table]
+    return {re.search(r"[\w+-]+", line[0].replace("`", ""))[0]: line[1:] for line in cells}
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
+def test_the_readmes_figures_are_in_the_records(name):
+    rows = table_rows(ROOT / name)
+    assert len(rows) == 8
+    for row, (top1, m_ap, worlds, within, *_) in rows.items():
+        runs = records_of(row)
+        assert top1 == mean_and_std([run["FC"]["top1"] for run in runs]), row
+        assert m_ap == f"{mean(run['FC']['mAP'] for run in runs):.1f}", row
+        if worlds:
+            asked, = records_of(f"worlds_{row}")
+            right = {line["world"]: f"{line['right']:.1f}" for line in asked["lines"] if line["windows"] == "aligned"}
+            assert worlds.split(", ") == [right[world] for world in WORLDS], row
+        if within:
+            asked, = records_of(POSITIONS[row])
+            line, = [line for line in asked["lines"]
+                     if (line["side"], line["map"], line["rotation"]) == (200, "tile", "known")]
+            assert within == f"{line['within10']:.1f}", row
+
+
+def test_the_first_table_of_pretrained_is_in_the_records():
+    rows = table_rows(ROOT / "docs/pretrained.md")
+    assert len(rows) >= 4
+    for row, (rates, top1, m_ap, pool5, _) in rows.items():
+        runs = records_of(row)
+        assert top1.split(" [")[0] == mean_and_std([run["FC"]["top1"] for run in runs]), row
+        assert m_ap == f"{mean(run['FC']['mAP'] for run in runs):.1f}", row
+        assert pool5 == mean_and_std([run["POOL5"]["top1"] for run in runs]), row
+
+
+def test_records_are_small_and_of_no_machine():
+    assert len(RECORDS) >= 15
+    files = [file for record in RECORDS for file in record.parent.iterdir()]
+    assert {file.name for file in files} <= {"args.json", "metrics.json", "log.txt", "record.json"}
+    assert sum(file.stat().st_size for file in files) <= 2 ** 20
+    for file in files:
+        assert without_paths(file.read_text()) == file.read_text(), file
