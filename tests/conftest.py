@@ -1,12 +1,16 @@
+import json
 import multiprocessing
 import os
 import re
 import runpy
+import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import nullcontext
 from multiprocessing.reduction import DupFd
@@ -135,10 +139,48 @@ def copy_checkout(folder):
     return Path(shutil.copytree(ROOT, folder, ignore=ignore))
 
 
-def run_sh(checkout, **environment):
-    """Run a checkout's run.sh with this Python; environment: its settings."""
+def run_sh(checkout, python=sys.executable, **environment):
+    """Run a checkout's run.sh with a Python, this one or `forked`; environment: its settings."""
     return subprocess.run(["bash", checkout / "run.sh"], capture_output=True, text=True,
-                          env={**os.environ, "PYTHON": sys.executable, **environment})
+                          env={**os.environ, "PYTHON": str(python), **environment})
+
+
+@pytest.fixture(scope="session")
+def forked(tmp_path_factory):
+    """A Python for run.sh that takes a script or -c, and forks it as a Program is forked: see there.
+
+    Who kills it does not kill the program. Each of run.sh's scripts as a Python of its own: test_run_sh_demo.py.
+    """
+    folder = tmp_path_factory.mktemp("forked")
+    address, python = folder / "socket", folder / "python"
+    command = shlex.join([sys.executable, "-IS", str(ROOT / "tests/forked.py"), str(address)])
+    python.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+    python.chmod(0o755)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(address))
+        server.listen()
+        thread = threading.Thread(target=_serve, args=(server,))
+        thread.start()
+        yield python
+        with socket.socket(socket.AF_UNIX) as last:
+            last.connect(str(address))
+        thread.join()
+
+
+def _serve(server):
+    """Run the programs that tests/forked.py sends, one after the other, until one sends nothing."""
+    while True:
+        client, _ = server.accept()
+        with client, client.makefile("rb") as words:
+            _, outputs, *_ = socket.recv_fds(client, 1, 2)
+            if not outputs:
+                return
+            process = FORKS.Process(target=_run_as_program, args=(*json.load(words), *map(DupFd, outputs)))
+            process.start()
+            for output in outputs:
+                os.close(output)
+            process.join()
+            client.sendall(str(process.exitcode).encode())
 
 
 class Program:
@@ -199,8 +241,10 @@ def _run_as_program(command, cwd, environment, out, err):
     sys.argv = command
     # The tests' ways to shared/ and to the methods; a script has to find its own.
     own = {"", str(ROOT), str(ROOT / "tests"), *(str(folder) for folder in METHODS)}
-    sys.path[:] = [
-        str((Path(cwd) / command[0]).resolve().parent),
-        *(folder for folder in sys.path if folder not in own),
-    ]
-    runpy.run_path(command[0], run_name="__main__")
+    others = [folder for folder in sys.path if folder not in own]
+    if command[0] == "-c":
+        sys.argv, sys.path[:] = ["-c", *command[2:]], ["", *others]
+        exec(command[1], {"__name__": "__main__"})
+    else:
+        sys.path[:] = [str((Path(cwd) / command[0]).resolve().parent), *others]
+        runpy.run_path(command[0], run_name="__main__")

@@ -27,11 +27,11 @@ from shared import options
 from shared.dataset import load_splits, map_images, to_float
 from shared.evaluate import embed, evaluate, search
 from shared.filters import FILTERS, Filter
-from shared.finished_run import read_settings
 from shared.model import load_model
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import write_rows, write_text
+from shared.plumbing.run_files import read_settings
 from shared.reading.readers import readers_of, readers_of_run
 from tools.figures import panels, save
 
