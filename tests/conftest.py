@@ -235,6 +235,9 @@ def kill_when(out, text, *arguments):
 def _run_as_program(command, cwd, environment, out, err):
     os.dup2(out.detach(), 1)
     os.dup2(err.detach(), 2)
+    # Anew, since a stream remembers whether it is a file or a pipe.
+    sys.stdout = open(1, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors, closefd=False)
+    sys.stderr = open(2, "w", buffering=1, encoding=sys.stderr.encoding, errors=sys.stderr.errors, closefd=False)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
