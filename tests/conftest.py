@@ -30,7 +30,7 @@ sys.path.extend(str(folder) for folder in METHODS)
 
 REAL = ROOT.parent / "shared/data"
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["torch", "torchvision", "cv2", "sklearn.linear_model", "sklearn.manifold",
+FORKS.set_forkserver_preload(["pytest", "torch", "torchvision", "cv2", "sklearn.linear_model", "sklearn.manifold",
                               "matplotlib.pyplot", "rasterio", "pyproj"])
 SMALL = ("--arch resnet18 --img_size 32 --init none --schedule cosine --lr 0.05 --lr_head 0.05 "
          "--batch_size 8 --epochs 2").split()
