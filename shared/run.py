@@ -290,7 +290,7 @@ class Run:
             raise InputError(f"the loss term {names[term]} is {values[step, term].item()} in epoch {self.epoch + 1}, "
                              f"step {step + 1}: try a lower --lr, or --amp off; "
                              f"the last good checkpoint in {self.folder} is untouched")
-        return {name: value for name, value in zip(names, values.mean(0).tolist())}
+        return dict(zip(names, values.mean(0).tolist()))
 
     def _finish(self, model, evaluation, results, metrics):
         state = {**model.settings, "img_size": self.args.img_size, "model": model.state_dict()}

@@ -1,3 +1,4 @@
+"""What the tests share: data, a browser, programs that are forked, copies of the checkout."""
 import json
 import multiprocessing
 import os

@@ -1,3 +1,4 @@
+"""The retrieval metrics against plain loops and small cases."""
 import itertools
 import math
 

@@ -1,7 +1,7 @@
-"""What filters do to SAR and optical images, to their similarity, and to retrieval.
+r"""What filters do to SAR and optical images, to their similarity, and to retrieval.
 
     python tools/compare_filters.py --data_path data/S1S2align200
-    python tools/compare_filters.py --data_path data/S1S2align200 --run results/S1S2align200/triplet/seed0 \\
+    python tools/compare_filters.py --data_path data/S1S2align200 --run results/S1S2align200/triplet/seed0 \
         --trained results/S1S2align200/filter-guided/seed0 --trained results/S1S2align200/filter-lee/seed0
 
 For no filter and for each of shared/filters.py, on a sample of test pairs: structural similarity and gradient
