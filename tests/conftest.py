@@ -38,8 +38,9 @@ SMALL = ("--arch resnet18 --img_size 32 --init none --schedule cosine --lr 0.05 
 
 
 # What takes longest begins first, so that no core waits for the other at the end.
-LONGEST = ("test_run_sh.py", "test_run_sh_demo.py", "test_new_method.py", "test_resume.py", "test_contrastive.py",
-           "test_distributed.py", "test_scripts.py", "test_check_data.py", "test_report.py", "test_prepare.py")
+LONGEST = ("test_run_sh_demo.py", "test_distributed.py", "test_run_sh.py", "test_new_method.py", "test_generated.py",
+           "test_resume.py", "test_contrastive.py", "test_scripts.py", "test_check_data.py", "test_report.py",
+           "test_prepare.py", "test_match.py", "test_san.py", "test_analyze.py")
 
 
 def pytest_collection_modifyitems(items):
@@ -148,9 +149,10 @@ def run_sh(checkout, python=sys.executable, **environment):
 
 @pytest.fixture(scope="session")
 def forked(tmp_path_factory):
-    """A Python for run.sh that takes a script or -c, and forks it as a Program is forked: see there.
+    """A Python for run.sh and torchrun that takes a script or -c, and forks it as a Program is forked: see there.
 
-    Who kills it does not kill the program. Each of run.sh's scripts as a Python of its own: test_run_sh_demo.py.
+    Who kills it does not kill the program. That a Python of its own can run each of run.sh's scripts is tried in
+    test_run_sh_demo.py.
     """
     folder = tmp_path_factory.mktemp("forked")
     address, python = folder / "socket", folder / "python"
@@ -169,19 +171,24 @@ def forked(tmp_path_factory):
 
 
 def _serve(server):
-    """Run the programs that tests/forked.py sends, one after the other, until one sends nothing."""
+    """Run the programs that tests/forked.py sends, until one sends nothing."""
     while True:
         client, _ = server.accept()
-        with client, client.makefile("rb") as words:
-            _, outputs, *_ = socket.recv_fds(client, 1, 2)
-            if not outputs:
-                return
-            process = FORKS.Process(target=_run_as_program, args=(*json.load(words), *map(DupFd, outputs)))
-            process.start()
-            for output in outputs:
-                os.close(output)
-            process.join()
-            client.sendall(str(process.exitcode).encode())
+        _, outputs, *_ = socket.recv_fds(client, 1, 2)
+        if not outputs:
+            client.close()
+            return
+        threading.Thread(target=_fork, args=(client, outputs)).start()
+
+
+def _fork(client, outputs):
+    with client, client.makefile("rb") as words:
+        process = FORKS.Process(target=_run_as_program, args=(*json.load(words), *map(DupFd, outputs)))
+        process.start()
+        for output in outputs:
+            os.close(output)
+        process.join()
+        client.sendall(str(process.exitcode).encode())
 
 
 class Program:

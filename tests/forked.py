@@ -1,4 +1,4 @@
-"""What stands for Python where conftest.py's `forked` is asked for: python -IS tests/forked.py SOCKET WORDS...
+"""What stands for Python where conftest.py's `forked` is asked for: python -IS tests/forked.py SOCKET [-u] WORDS...
 
 Hands its words, its folder, its environment and its outputs over, and ends as the program ends that they are.
 """
@@ -7,9 +7,12 @@ import os
 import socket
 import sys
 
+address, *words = sys.argv[1:]
+if words[0] == "-u":                                    # of torchrun; what is forked ends by flushing
+    del words[0]
 with socket.socket(socket.AF_UNIX) as server:
-    server.connect(sys.argv[1])
+    server.connect(address)
     socket.send_fds(server, [b"."], [1, 2])
-    server.sendall(json.dumps([sys.argv[2:], os.getcwd(), dict(os.environ)]).encode())
+    server.sendall(json.dumps([words, os.getcwd(), dict(os.environ)]).encode())
     server.shutdown(socket.SHUT_WR)
     sys.exit(int(server.recv(9)))

@@ -49,7 +49,8 @@ distributed.stop()
 """
 
 
-def torchrun(processes, *arguments, **kwargs):
+def torchrun(processes, *arguments, python=sys.executable):
+    """Run a script on so many processes, of this Python or of `forked`."""
     return subprocess.run(
         [
             sys.executable, "-m", "torch.distributed.run", "--standalone",
@@ -60,16 +61,17 @@ def torchrun(processes, *arguments, **kwargs):
         capture_output=True,
         text=True,
         timeout=300,
-        **kwargs,
+        env={**os.environ, "PYTHON_EXEC": str(python)},
     )
 
 
 @pytest.fixture(scope="module")
-def halves(tmp_path_factory):
+def halves(tmp_path_factory, forked):
     """What the worker left: {kinds of images}_{processes}_{rank}.pt."""
     folder = tmp_path_factory.mktemp("halves")
     (folder / "worker.py").write_text(WORKER.format(root=str(ROOT)))
-    for done in (script(folder / "worker.py", folder), torchrun(2, folder / "worker.py", folder)):
+    worker = [folder / "worker.py", folder]
+    for done in (script(*worker), torchrun(2, *worker, python=forked)):
         assert done.returncode == 0, done.stderr
     return folder
 
@@ -94,7 +96,7 @@ def test_two_halves_give_the_loss_and_gradients_of_the_whole(halves, kinds):
         assert torch.allclose(first["averaged"][i], mean) and torch.equal(first["averaged"][i], second["averaged"][i])
 
 
-def test_a_script_trains_on_two_processes_and_tests_alike(demo, tmp_path):
+def test_a_script_trains_on_two_processes_and_tests_alike(demo, forked, tmp_path):
     out = tmp_path / "run"
     done = torchrun(
         2, "code_Adv/train.py", "--data_path", demo, "--result_path", out, *SMALL, "--channel_exchange", "--amp", "off"
@@ -105,7 +107,7 @@ def test_a_script_trains_on_two_processes_and_tests_alike(demo, tmp_path):
     # In float32: in bf16 the rounding depends on how many images are embedded at once.
     embeddings = []
     # Without --, torchrun would take --run for its own.
-    for call in (script, partial(torchrun, 2, "--")):
+    for call in (script, partial(torchrun, 2, "--", python=forked)):
         tested = call("code_Adv/test.py", "--run", out, "--amp", "off", "--save_embeddings")
         assert tested.returncode == 0 and tested.stdout.count("FC: top-1") == 1, tested.stderr
         metrics, test = (json.loads((out / name).read_text()) for name in ("metrics.json", "test.json"))
@@ -117,9 +119,10 @@ def test_a_script_trains_on_two_processes_and_tests_alike(demo, tmp_path):
         assert array.shape == (12, 512) and numpy.allclose(array, embeddings[1][name], atol=1e-5)
 
 
-def test_a_batch_that_cannot_be_shared_is_an_error(demo, tmp_path):
+def test_a_batch_that_cannot_be_shared_is_an_error(demo, forked, tmp_path):
     done = torchrun(
-        2, "code/train.py", "--data_path", demo, "--result_path", tmp_path / "run", *SMALL, "--batch_size", "7"
+        2, "code/train.py", "--data_path", demo, "--result_path", tmp_path / "run", *SMALL, "--batch_size", "7",
+        python=forked,
     )
     assert done.returncode != 0 and "choose a multiple of 2" in done.stderr
 
