@@ -148,25 +148,24 @@ def run_sh(checkout, python=sys.executable, **environment):
 
 
 @pytest.fixture(scope="session")
-def forked(tmp_path_factory):
+def forked():
     """A Python for run.sh and torchrun that takes a script or -c, and forks it as a Program is forked: see there.
 
     Who kills it does not kill the program. That a Python of its own can run each of run.sh's scripts is tried in
     test_run_sh_demo.py.
     """
-    folder = tmp_path_factory.mktemp("forked")
-    address, python = folder / "socket", folder / "python"
-    command = shlex.join([sys.executable, "-IS", str(ROOT / "tests/forked.py"), str(address)])
-    python.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
-    python.chmod(0o755)
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(address))
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as server:
+        address, python = f"{folder}/socket", Path(folder, "python")  # a socket's path must be short
+        command = shlex.join([sys.executable, "-IS", str(ROOT / "tests/forked.py"), address])
+        python.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        python.chmod(0o755)
+        server.bind(address)
         server.listen()
-        thread = threading.Thread(target=_serve, args=(server,))
+        thread = threading.Thread(target=_serve, args=(server,), daemon=True)
         thread.start()
         yield python
         with socket.socket(socket.AF_UNIX) as last:
-            last.connect(str(address))
+            last.connect(address)
         thread.join()
 
 
@@ -178,7 +177,7 @@ def _serve(server):
         if not outputs:
             client.close()
             return
-        threading.Thread(target=_fork, args=(client, outputs)).start()
+        threading.Thread(target=_fork, args=(client, outputs), daemon=True).start()
 
 
 def _fork(client, outputs):
