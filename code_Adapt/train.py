@@ -28,8 +28,9 @@ from shared.model import build_model, embedding_width, start_from
 from shared.optimizers import build_optimizer, build_schedule
 from shared.plumbing.distributed import gather
 from shared.plumbing.errors import InputError, run_script
+from shared.plumbing.run_files import side_of_part
 from shared.run import Run
-from shared.views import random_part, side_of_part
+from shared.views import random_part
 from tone_pairs import pairs_of_tones
 
 

@@ -21,8 +21,9 @@ from shared.model import build_model
 from shared.optimizers import build_optimizer, build_schedule
 from shared.plumbing.distributed import gather
 from shared.plumbing.errors import InputError, run_script
+from shared.plumbing.run_files import side_of_part
 from shared.run import Run
-from shared.views import random_part, side_of_part, with_shown
+from shared.views import random_part, with_shown
 
 
 def arguments():

@@ -15,11 +15,11 @@ import torch
 from shared import options
 from shared.adapting.generated import generate
 from shared.dataset import to_bytes, to_float
-from shared.finished_run import read_settings
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import load_tensors
 from shared.plumbing.packed import require_run
+from shared.plumbing.run_files import read_settings
 from stargan import MODALITIES, Generator
 
 AT_ONCE = 64                                            # images drawn at once

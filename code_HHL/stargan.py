@@ -38,6 +38,8 @@ class Generator(nn.Module):
 
 
 class ResidualBlock(nn.Module):
+    """Two convolutions and what came in; as many channels, and the same size."""
+
     def __init__(self, channels):
         super().__init__()
         self.main = nn.Sequential(*_layer(nn.Conv2d(channels, channels, 3, padding=1, bias=False)),

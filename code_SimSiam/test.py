@@ -20,12 +20,12 @@ from crops import boxes_of, look
 from probe import probe
 from shared import options
 from shared.dataset import hold_out, load_splits, to_float
-from shared.finished_run import read_settings
 from shared.model import load_model
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import write_figure, write_text
 from shared.plumbing.packed import outputs_of
+from shared.plumbing.run_files import read_settings
 from shared.reading.readers import readers_of_run
 
 # Of the boxes that are drawn, with their colours.

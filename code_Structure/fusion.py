@@ -14,10 +14,11 @@ import torch
 
 from shared import options
 from shared.dataset import hold_out
-from shared.evaluate import embed_pairs, evaluate, format_metrics, retrievals, search
+from shared.evaluate import embed_pairs, evaluate, retrievals, search
 from shared.finished_run import FinishedRun
 from shared.mapping.cells import StructureCells
 from shared.plumbing.errors import InputError, run_script
+from shared.plumbing.run_files import format_metrics
 
 WEIGHTS = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0)
 

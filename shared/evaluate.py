@@ -321,11 +321,6 @@ def evaluate(results, pairs):
     return metrics
 
 
-def features_of(metrics):
-    """The names under which a run's metrics hold retrieval figures: FC and POOL5, or a method's own."""
-    return [name for name, figures in metrics.items() if isinstance(figures, dict) and "top1" in figures]
-
-
 def retrievals(results, pairs):
     """What each query of a split found: what intervals, paired tests and galleries of answers are made of.
 
@@ -354,16 +349,3 @@ def answer_distances(answers, truths, positions):
     distance = distance[~distance.isnan()]
     shares = {f"within{metres}": 100 * (distance <= metres).double().mean().item() for metres in (50, 100, 150, 200)}
     return {**shares, "mean": distance.mean().item(), "queries": len(distance)}
-
-
-def format_metrics(metrics):
-    """The lines that the author prints, FC and POOL5, and the distances where there are any."""
-    lines = []
-    for name in features_of(metrics):
-        figures = [f"{figure.replace('top', 'top-')}: {value:.2f}%" for figure, value in metrics[name].items()]
-        lines.append(f"{name}: " + " | ".join(figures))
-    for name, distance in metrics.get("distance", {}).items():
-        shares = [f"{figure.removeprefix('within')} m: {value:.2f}%" for figure, value in distance.items()
-                  if figure.startswith("within")]
-        lines.append(f"{name}, first answer within {' | '.join(shares)} | mean: {distance['mean']:.0f} m")
-    return "\n".join(lines)

@@ -4,14 +4,14 @@ import json
 from pathlib import Path
 
 from shared.dataset import describe_gallery, load_splits
-from shared.evaluate import format_metrics
 from shared.model import load_model
 from shared.plumbing import distributed
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.embeddings import made_by, save_embeddings
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import write_text
-from shared.plumbing.packed import outputs_of, text_of
+from shared.plumbing.packed import outputs_of
+from shared.plumbing.run_files import format_metrics, read_settings, seconds_of
 from shared.reading.fingerprint import fingerprint
 from shared.reading.layouts import find_data, list_split
 from shared.reading.readers import flags_of, readers_of_run
@@ -139,25 +139,6 @@ def write_row(row, settings, metrics, seconds, pairs, found):
     write_text(row / "args.json", json.dumps({**settings, **tested}, indent=1))
     write_text(row / "retrieval.json", json.dumps(found))
     write_text(row / "metrics.json", summary(metrics, seconds, pairs, "test"))
-
-
-def read_settings(folder):
-    """The arguments of a run, a folder or a packed file, as its args.json holds them. InputError where there are none.
-    """
-    try:
-        return json.loads(text_of(folder, "args.json"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{Path(folder) / 'args.json'} cannot be read ({error}): it tells how the run was made; bring "
-                         "it back")
-
-
-def seconds_of(run):
-    """Seconds that the training of a run took. InputError where it does not tell."""
-    try:
-        return json.loads(text_of(run, "metrics.json"))["seconds"]
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{Path(run) / 'metrics.json'} cannot be read ({error!r}): the command that trained the run "
-                         "writes it at the end")
 
 
 def rows_of(names, images, places, positions):

@@ -18,11 +18,12 @@ import torch
 from tqdm import tqdm
 
 from shared.dataset import draw_batches, steps_per_epoch, to_float
-from shared.evaluate import embed_pairs, evaluate, features_of, format_metrics, retrievals, search
+from shared.evaluate import embed_pairs, evaluate, retrievals, search
 from shared.plumbing import distributed
 from shared.plumbing.device import autocast, autocast_dtype, choose_device
 from shared.plumbing.errors import InputError, Interrupted
 from shared.plumbing.files import append_text, load_tensors, write_rows, write_tensors, write_text
+from shared.plumbing.run_files import features_of, format_metrics
 from shared.reading.fingerprint import differing_data, fingerprints, has_begun
 from shared.reading.readers import READING, save_readers
 
@@ -289,7 +290,7 @@ class Run:
             raise InputError(f"the loss term {names[term]} is {values[step, term].item()} in epoch {self.epoch + 1}, "
                              f"step {step + 1}: try a lower --lr, or --amp off; "
                              f"the last good checkpoint in {self.folder} is untouched")
-        return {name: value for name, value in zip(names, values.mean(0).tolist())}
+        return dict(zip(names, values.mean(0).tolist()))
 
     def _finish(self, model, evaluation, results, metrics):
         state = {**model.settings, "img_size": self.args.img_size, "model": model.state_dict()}

@@ -8,17 +8,13 @@ import torch
 import torch.nn.functional as F
 
 from shared.filters import EXCHANGES, fill_channels, pseudo_modal
+from shared.plumbing.run_files import side_of_part
 from shared.reading.windows import apply_symmetry
 
 KNOTS = 5                                               # of a curve of tones, at equal distances
 
 
 # In training ---------------------------------------------------------------------------------------------------------
-
-def side_of_part(part, img_size):
-    """Side in px of what is cut of images of img_size: `part` (--part), or all where that is None or more."""
-    return min(part or img_size, img_size)
-
 
 def random_part(images, part, generator):
     """The same square of all images, at one random place for the whole batch.

@@ -1,12 +1,17 @@
+"""What the tests share: data, a browser, programs that are forked, copies of the checkout."""
+import json
 import multiprocessing
 import os
 import re
 import runpy
+import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import nullcontext
 from multiprocessing.reduction import DupFd
@@ -26,15 +31,16 @@ sys.path.extend(str(folder) for folder in METHODS)
 
 REAL = ROOT.parent / "shared/data"
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["torch", "torchvision", "cv2", "sklearn.linear_model", "sklearn.manifold",
+FORKS.set_forkserver_preload(["pytest", "torch", "torchvision", "cv2", "sklearn.linear_model", "sklearn.manifold",
                               "matplotlib.pyplot", "rasterio", "pyproj"])
 SMALL = ("--arch resnet18 --img_size 32 --init none --schedule cosine --lr 0.05 --lr_head 0.05 "
          "--batch_size 8 --epochs 2").split()
 
 
 # What takes longest begins first, so that no core waits for the other at the end.
-LONGEST = ("test_run_sh.py", "test_run_sh_demo.py", "test_new_method.py", "test_resume.py", "test_contrastive.py",
-           "test_distributed.py", "test_scripts.py", "test_check_data.py", "test_report.py", "test_prepare.py")
+LONGEST = ("test_run_sh_demo.py", "test_distributed.py", "test_run_sh.py", "test_new_method.py", "test_generated.py",
+           "test_resume.py", "test_contrastive.py", "test_scripts.py", "test_check_data.py", "test_report.py",
+           "test_prepare.py", "test_match.py", "test_san.py", "test_analyze.py")
 
 
 def pytest_collection_modifyitems(items):
@@ -135,10 +141,53 @@ def copy_checkout(folder):
     return Path(shutil.copytree(ROOT, folder, ignore=ignore))
 
 
-def run_sh(checkout, **environment):
-    """Run a checkout's run.sh with this Python; environment: its settings."""
+def run_sh(checkout, python=sys.executable, **environment):
+    """Run a checkout's run.sh with a Python, this one or `forked`; environment: its settings."""
     return subprocess.run(["bash", checkout / "run.sh"], capture_output=True, text=True,
-                          env={**os.environ, "PYTHON": sys.executable, **environment})
+                          env={**os.environ, "PYTHON": str(python), **environment})
+
+
+@pytest.fixture(scope="session")
+def forked():
+    """A Python for run.sh and torchrun that takes a script or -c, and forks it as a Program is forked: see there.
+
+    Who kills it does not kill the program. That a Python of its own can run each of run.sh's scripts is tried in
+    test_run_sh_demo.py.
+    """
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as server:
+        address, python = f"{folder}/socket", Path(folder, "python")  # a socket's path must be short
+        command = shlex.join([sys.executable, "-IS", str(ROOT / "tests/forked.py"), address])
+        python.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        python.chmod(0o755)
+        server.bind(address)
+        server.listen()
+        thread = threading.Thread(target=_serve, args=(server,), daemon=True)
+        thread.start()
+        yield python
+        with socket.socket(socket.AF_UNIX) as last:
+            last.connect(address)
+        thread.join()
+
+
+def _serve(server):
+    """Run the programs that tests/forked.py sends, until one sends nothing."""
+    while True:
+        client, _ = server.accept()
+        _, outputs, *_ = socket.recv_fds(client, 1, 2)
+        if not outputs:
+            client.close()
+            return
+        threading.Thread(target=_fork, args=(client, outputs), daemon=True).start()
+
+
+def _fork(client, outputs):
+    with client, client.makefile("rb") as words:
+        process = FORKS.Process(target=_run_as_program, args=(*json.load(words), *map(DupFd, outputs)))
+        process.start()
+        for output in outputs:
+            os.close(output)
+        process.join()
+        client.sendall(str(process.exitcode).encode())
 
 
 class Program:
@@ -193,14 +242,19 @@ def kill_when(out, text, *arguments):
 def _run_as_program(command, cwd, environment, out, err):
     os.dup2(out.detach(), 1)
     os.dup2(err.detach(), 2)
+    # Anew, since a stream remembers whether it is a file or a pipe.
+    sys.stdout = open(1, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors, closefd=False)
+    sys.stderr = open(2, "w", buffering=1, encoding=sys.stderr.encoding, errors=sys.stderr.errors, closefd=False)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
     sys.argv = command
     # The tests' ways to shared/ and to the methods; a script has to find its own.
     own = {"", str(ROOT), str(ROOT / "tests"), *(str(folder) for folder in METHODS)}
-    sys.path[:] = [
-        str((Path(cwd) / command[0]).resolve().parent),
-        *(folder for folder in sys.path if folder not in own),
-    ]
-    runpy.run_path(command[0], run_name="__main__")
+    others = [folder for folder in sys.path if folder not in own]
+    if command[0] == "-c":
+        sys.argv, sys.path[:] = ["-c", *command[2:]], ["", *others]
+        exec(command[1], {"__name__": "__main__"})
+    else:
+        sys.path[:] = [str((Path(cwd) / command[0]).resolve().parent), *others]
+        runpy.run_path(command[0], run_name="__main__")

@@ -21,6 +21,8 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("
                     *ROOT.glob("models/README.md")])
 SOURCES = sorted([*ROOT.glob("code*/*.py"), *ROOT.glob("shared/**/*.py"), *ROOT.glob("tools/*.py"),
                   *ROOT.glob("data/**/*.py")])
+pytestmark = pytest.mark.checkout
+
 COMMAND = re.compile(r"\b(python|torchrun) |bash (run|locate)\.sh")
 END = "\x1e"                                            # stands after the words of a command
 BASH = r"""

@@ -53,9 +53,9 @@ def test_anisotropic_diffusion_by_loop_and_at_edges(images):
         before = expected.copy()
         for i in range(7):
             for j in range(6):
-                for k, l in ((i - 1, j), (i + 1, j), (i, j - 1), (i, j + 1)):
-                    if 0 <= k < 7 and 0 <= l < 6:
-                        difference = before[:, k, l] - before[:, i, j]
+                for k, m in ((i - 1, j), (i + 1, j), (i, j - 1), (i, j + 1)):
+                    if 0 <= k < 7 and 0 <= m < 6:
+                        difference = before[:, k, m] - before[:, i, j]
                         expected[:, i, j] += 0.15 * difference * np.exp(-(difference ** 2).mean() / 0.3 ** 2)
     ours = anisotropic_diffusion(images[:1, :, :7, :6], steps=2, kappa=0.3)
     assert np.abs(ours[0].numpy() - expected).max() < 1e-5

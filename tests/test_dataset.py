@@ -1,3 +1,4 @@
+"""Reading pairs, drawing batches of them, and what is said of files that cannot be used."""
 import shutil
 from pathlib import Path
 
@@ -170,7 +171,7 @@ def test_all_strips_are_drawn(tmp_path):
     image = Image.open(data / "train/sar/p00.png")
     (data / "train/sar/p00.png").unlink()
     for i, level in enumerate((0, 100, 200)):
-        image.point(lambda value: level).save(data / f"train/sar/p00__{i}.png")
+        image.point(lambda value, level=level: level).save(data / f"train/sar/p00__{i}.png")
     train, _ = load_splits(data, ("train", "test"), 8, 1)
     plain = (train.opt[0].permute(2, 0, 1).float() / 255)
     drawn = set()
@@ -212,9 +213,9 @@ def test_what_leave_out_csv_names_is_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("content, words", [
-    ("split,id,x_m,y_m\ntrain,p00,east,2\n".encode(), "x_m of p00 is 'east'; give metres"),
-    ("split,id,x_m,y_m\ntest,p00,1,nan\n".encode(), "y_m of p00 is 'nan'; give metres"),
-    ("split,id,size_m\ntest,p01,wide\n".encode(), "size_m of p01 is 'wide'"),
+    (b"split,id,x_m,y_m\ntrain,p00,east,2\n", "x_m of p00 is 'east'; give metres"),
+    (b"split,id,x_m,y_m\ntest,p00,1,nan\n", "y_m of p00 is 'nan'; give metres"),
+    (b"split,id,size_m\ntest,p01,wide\n", "size_m of p01 is 'wide'"),
     ("split,id,tile\ntrain,p00,Zürich\n".encode("latin-1"), "cannot be read as CSV in UTF-8"),
     (b"name\np00\n", "must name the columns split and id"),
 ])

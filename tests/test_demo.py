@@ -1,3 +1,4 @@
+"""data/demo/prepare.py: the same seed gives the same pairs, and its radar does what a radar does."""
 import importlib.util
 
 import numpy as np

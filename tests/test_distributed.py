@@ -21,34 +21,36 @@ from shared.critics import CRITICS, critic_step
 from shared.losses import cross_modal_triplet
 from shared.plumbing import distributed
 
-out, kinds, places = sys.argv[1], int(sys.argv[2]), 8
+out, places = sys.argv[1], 8
 distributed.start(torch.device("cpu"))
-torch.manual_seed(0)
-inputs = torch.randn(kinds, places, 24)                      # every process draws the same and takes its share
-layer = torch.nn.Linear(24, 16)
-critic = CRITICS["wasserstein"](dim=16)
-optimizer = torch.optim.Adam(critic.parameters(), lr=1e-2)
-network = distributed.parallelize(layer, torch.device("cpu"))
-mine = inputs[:, distributed.share(places)].flatten(0, 1).requires_grad_()
-fc = distributed.gather(F.normalize(network(mine)), kinds)
-critic_step(critic, optimizer, fc.chunk(kinds)[0], fc.chunk(kinds)[kinds // 2])
-loss = cross_modal_triplet(fc, kinds, 0.5) + critic.model_loss(fc.chunk(kinds)[0], fc.chunk(kinds)[kinds // 2])
-loss.backward()
-rows = distributed.gather_shares(torch.arange(7.0).view(7, 1)[distributed.share(7)], torch.device("cpu"))
-norm = torch.nn.BatchNorm1d(24)                             # each keeps the averages of its own share
-norm(inputs[:, distributed.share(places)].flatten(0, 1).detach() + distributed.rank())
-own = norm.running_mean.clone(), norm.running_var.clone()
-distributed.average_batchnorm(torch.nn.Sequential(torch.nn.Linear(2, 2), norm))
-stop = distributed.any_process(distributed.rank() == 1, torch.device("cpu"))
-state = {{"loss": loss.detach(), "weight": layer.weight.grad, "fc": fc.detach(), "critic": critic.state_dict()}}
-averages = {{"own": own, "averaged": (norm.running_mean, norm.running_var)}}
-file = f"{{out}}/{{distributed.world_size()}}_{{distributed.rank()}}.pt"
-torch.save({{**state, **averages, "rows": rows, "stop": stop}}, file)
+for kinds in (2, 4):
+    torch.manual_seed(0)
+    inputs = torch.randn(kinds, places, 24)                      # every process draws the same and takes its share
+    layer = torch.nn.Linear(24, 16)
+    critic = CRITICS["wasserstein"](dim=16)
+    optimizer = torch.optim.Adam(critic.parameters(), lr=1e-2)
+    network = distributed.parallelize(layer, torch.device("cpu"))
+    mine = inputs[:, distributed.share(places)].flatten(0, 1).requires_grad_()
+    fc = distributed.gather(F.normalize(network(mine)), kinds)
+    critic_step(critic, optimizer, fc.chunk(kinds)[0], fc.chunk(kinds)[kinds // 2])
+    loss = cross_modal_triplet(fc, kinds, 0.5) + critic.model_loss(fc.chunk(kinds)[0], fc.chunk(kinds)[kinds // 2])
+    loss.backward()
+    rows = distributed.gather_shares(torch.arange(7.0).view(7, 1)[distributed.share(7)], torch.device("cpu"))
+    norm = torch.nn.BatchNorm1d(24)                             # each keeps the averages of its own share
+    norm(inputs[:, distributed.share(places)].flatten(0, 1).detach() + distributed.rank())
+    own = norm.running_mean.clone(), norm.running_var.clone()
+    distributed.average_batchnorm(torch.nn.Sequential(torch.nn.Linear(2, 2), norm))
+    stop = distributed.any_process(distributed.rank() == 1, torch.device("cpu"))
+    state = {{"loss": loss.detach(), "weight": layer.weight.grad, "fc": fc.detach(), "critic": critic.state_dict()}}
+    averages = {{"own": own, "averaged": (norm.running_mean, norm.running_var)}}
+    file = f"{{out}}/{{kinds}}_{{distributed.world_size()}}_{{distributed.rank()}}.pt"
+    torch.save({{**state, **averages, "rows": rows, "stop": stop}}, file)
 distributed.stop()
 """
 
 
-def torchrun(processes, *arguments, **kwargs):
+def torchrun(processes, *arguments, python=sys.executable):
+    """Run a script on so many processes, of this Python or of `forked`."""
     return subprocess.run(
         [
             sys.executable, "-m", "torch.distributed.run", "--standalone",
@@ -59,19 +61,26 @@ def torchrun(processes, *arguments, **kwargs):
         capture_output=True,
         text=True,
         timeout=300,
-        **kwargs,
+        env={**os.environ, "PYTHON_EXEC": str(python)},
     )
 
 
-@pytest.mark.parametrize("kinds", [2, 4])
-def test_two_halves_give_the_loss_and_gradients_of_the_whole(tmp_path, kinds):
-    (tmp_path / "worker.py").write_text(WORKER.format(root=str(ROOT)))
-    for processes in (1, 2):
-        done = torchrun(processes, tmp_path / "worker.py", tmp_path, kinds)
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory, forked):
+    """What the worker left: {kinds of images}_{processes}_{rank}.pt."""
+    folder = tmp_path_factory.mktemp("halves")
+    (folder / "worker.py").write_text(WORKER.format(root=str(ROOT)))
+    worker = [folder / "worker.py", folder]
+    for done in (script(*worker), torchrun(2, *worker, python=forked)):
         assert done.returncode == 0, done.stderr
-    one = torch.load(tmp_path / "1_0.pt")
+    return folder
+
+
+@pytest.mark.parametrize("kinds", [2, 4])
+def test_two_halves_give_the_loss_and_gradients_of_the_whole(halves, kinds):
+    one = torch.load(halves / f"{kinds}_1_0.pt")
     for rank in (0, 1):
-        two = torch.load(tmp_path / f"2_{rank}.pt")
+        two = torch.load(halves / f"{kinds}_2_{rank}.pt")
         for name in ("loss", "fc", "weight"):
             assert torch.allclose(one[name], two[name], atol=1e-5), name
         assert all(torch.equal(one["critic"][name], two["critic"][name]) for name in one["critic"]), (
@@ -80,14 +89,14 @@ def test_two_halves_give_the_loss_and_gradients_of_the_whole(tmp_path, kinds):
         assert two["rows"].flatten().tolist() == list(range(7)) and two["stop"]
     assert one["weight"].abs().sum() > 0
     assert all(torch.equal(own, same) for own, same in zip(one["own"], one["averaged"]))
-    first, second = (torch.load(tmp_path / f"2_{rank}.pt") for rank in (0, 1))
+    first, second = (torch.load(halves / f"{kinds}_2_{rank}.pt") for rank in (0, 1))
     for i in (0, 1):
         mean = (first["own"][i] + second["own"][i]) / 2
         assert not torch.allclose(first["own"][i], second["own"][i], atol=1e-3)
         assert torch.allclose(first["averaged"][i], mean) and torch.equal(first["averaged"][i], second["averaged"][i])
 
 
-def test_a_script_trains_on_two_processes_and_tests_alike(demo, tmp_path):
+def test_a_script_trains_on_two_processes_and_tests_alike(demo, forked, tmp_path):
     out = tmp_path / "run"
     done = torchrun(
         2, "code_Adv/train.py", "--data_path", demo, "--result_path", out, *SMALL, "--channel_exchange", "--amp", "off"
@@ -98,7 +107,7 @@ def test_a_script_trains_on_two_processes_and_tests_alike(demo, tmp_path):
     # In float32: in bf16 the rounding depends on how many images are embedded at once.
     embeddings = []
     # Without --, torchrun would take --run for its own.
-    for call in (script, partial(torchrun, 2, "--")):
+    for call in (script, partial(torchrun, 2, "--", python=forked)):
         tested = call("code_Adv/test.py", "--run", out, "--amp", "off", "--save_embeddings")
         assert tested.returncode == 0 and tested.stdout.count("FC: top-1") == 1, tested.stderr
         metrics, test = (json.loads((out / name).read_text()) for name in ("metrics.json", "test.json"))
@@ -110,9 +119,10 @@ def test_a_script_trains_on_two_processes_and_tests_alike(demo, tmp_path):
         assert array.shape == (12, 512) and numpy.allclose(array, embeddings[1][name], atol=1e-5)
 
 
-def test_a_batch_that_cannot_be_shared_is_an_error(demo, tmp_path):
+def test_a_batch_that_cannot_be_shared_is_an_error(demo, forked, tmp_path):
     done = torchrun(
-        2, "code/train.py", "--data_path", demo, "--result_path", tmp_path / "run", *SMALL, "--batch_size", "7"
+        2, "code/train.py", "--data_path", demo, "--result_path", tmp_path / "run", *SMALL, "--batch_size", "7",
+        python=forked,
     )
     assert done.returncode != 0 and "choose a multiple of 2" in done.stderr
 

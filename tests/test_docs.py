@@ -9,6 +9,8 @@ from tools.answers import DOCUMENTS as DOCUMENTS_OF_ANSWERS, FOLDER, PLACE, fill
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("data/*/README.md"),
                     *ROOT.glob("models/README.md")])
+pytestmark = pytest.mark.checkout
+
 LINK = re.compile(r"\[[^]]*\]\(([^)\s]+)\)")
 
 

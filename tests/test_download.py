@@ -30,6 +30,8 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
+    """A server of one archive, which notes what part of it it was asked for."""
+
     def do_GET(self):
         server, wanted = self.server, self.headers["Range"]
         server.asked.append(wanted)

@@ -1,3 +1,4 @@
+"""The retrieval metrics against plain loops and small cases."""
 import itertools
 import math
 
@@ -7,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from shared import evaluate
-from shared.evaluate import (answer_distances, expected_ranks_of_scores, first_answers, format_metrics, rerank,
-                             retrieval_metrics)
+from shared.evaluate import answer_distances, expected_ranks_of_scores, first_answers, rerank, retrieval_metrics
+from shared.plumbing.run_files import format_metrics
 
 TOPS = (1, 5, 10, 20)
 

@@ -1,3 +1,4 @@
+"""Channel exchange, the guided filter and pseudo-modal images."""
 import numpy as np
 import pytest
 import torch

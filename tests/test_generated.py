@@ -163,12 +163,12 @@ def test_the_denoiser_sees_the_condition_the_time_and_the_modality(denoiser):
 
 # The scripts ---------------------------------------------------------------------------------------------------------
 
-GENERATORS = [("code_HHL", "train_generator.py", ["--width", "4"]),
-              ("code_Diffusion", "train.py", ["--channels", "32", "32"])]
+GENERATORS = [("code_HHL", "train_generator.py", ["--width", "4"], []),
+              ("code_Diffusion", "train.py", ["--channels", "32", "32"], ["--steps", "2"])]
 
 
-@pytest.mark.parametrize("folder, trains, flags", GENERATORS, ids=[folder for folder, *_ in GENERATORS])
-def test_a_generator_is_trained_killed_resumed_and_its_images_are_a_data_set(folder, trains, flags, demo, tmp_path):
+@pytest.mark.parametrize("folder, trains, flags, how", GENERATORS, ids=[folder for folder, *_ in GENERATORS])
+def test_a_generator_is_trained_killed_resumed_and_its_images_are_a_data_set(folder, trains, flags, how, demo, tmp_path):
     if folder == "code_Diffusion":
         pytest.importorskip("diffusers", reason="requirements-optional.txt is not installed")
     command = [f"{folder}/{trains}", "--data_path", demo, *SMALL, "--epochs", "3", *flags]
@@ -180,7 +180,7 @@ def test_a_generator_is_trained_killed_resumed_and_its_images_are_a_data_set(fol
     whole, killed = (load_tensors(tmp_path / name / "weights.pt", "")["model"] for name in ("whole", "killed"))
     assert all(torch.equal(value, killed[name]) for name, value in whole.items())
 
-    done = script(f"{folder}/generate.py", "--run", tmp_path / "whole", "--result_path", tmp_path / "drawn")
+    done = script(f"{folder}/generate.py", "--run", tmp_path / "whole", "--result_path", tmp_path / "drawn", *how)
     assert done.returncode == 0, done.stderr
     true = load_splits(demo, ("train", "test"), 32, 1)
     drawn = load_splits(tmp_path / "drawn", ("train", "test"), 32, 1)
@@ -188,10 +188,10 @@ def test_a_generator_is_trained_killed_resumed_and_its_images_are_a_data_set(fol
         assert ours.names == theirs.names and ours.regions == theirs.regions and not torch.equal(ours.opt, theirs.opt)
     took = json.loads((tmp_path / "drawn/generated.json").read_text())
     assert took["images"] == 72 and took["seconds_for_1000"] > 0 and took["peak_memory_MiB"] > 100
-    again = script(f"{folder}/generate.py", "--run", tmp_path / "whole", "--result_path", tmp_path / "drawn")
+    again = script(f"{folder}/generate.py", "--run", tmp_path / "whole", "--result_path", tmp_path / "drawn", *how)
     assert again.returncode == 0 and "is finished" in again.stdout
     shutil.copytree(tmp_path / "whole", tmp_path / "another")
-    other = script(f"{folder}/generate.py", "--run", tmp_path / "another", "--result_path", tmp_path / "drawn")
+    other = script(f"{folder}/generate.py", "--run", tmp_path / "another", "--result_path", tmp_path / "drawn", *how)
     assert other.returncode == 2 and f"{tmp_path}/whole drew of {demo}, another run" in other.stderr
 
     # Any script reads them as a data set; auxiliary training as pseudo-modal images.

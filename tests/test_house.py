@@ -1,13 +1,16 @@
 """How the house is kept: what ruff does not see."""
 import functools
 import re
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 from torchvision import models
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from conftest import METHODS, ROOT, SMALL, script
+from conftest import METHODS, ROOT, SMALL, copy_checkout, script
 from shared import options
 from shared.backbones import BACKBONES, Backbone
 from shared.dataset import load_splits
@@ -16,6 +19,8 @@ from shared.reading import layouts
 from shared.reading.layouts import Layout, find_data, layout_of
 from test_dataset import make_data
 from tools.bench import load_script
+
+pytestmark = pytest.mark.checkout
 
 SCRIPTS = sorted(str(file.relative_to(ROOT)) for file in
                  [*ROOT.glob("code*/*.py"), *ROOT.glob("tools/*.py"), *ROOT.glob("data/*/prepare.py")]
@@ -53,6 +58,17 @@ def test_shared_is_one_floor_of_few_rooms():
         "adapting", "mapping", "plumbing", "reading"}
 
 
+def test_a_copy_of_the_checkout_is_what_git_would_keep(tmp_path):
+    """So what is tried in a copy is the same whatever run.sh and the tests have left in the checkout."""
+    if not shutil.which("git") or not (ROOT / ".git").exists():
+        pytest.skip("no git here, or no repository")
+    git = ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(git, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
+    copy = copy_checkout(tmp_path / "repository")
+    copied = {str(file.relative_to(copy)) for file in copy.rglob("*") if file.is_file()}
+    assert copied == {name for name in names if (ROOT / name).is_file()}
+
+
 def test_no_line_of_a_shell_script_is_over_120():
     files = [*ROOT.glob("*.sh"), *ROOT.glob("*/*.sh"), *ROOT.glob("shared/plumbing/*.sh"), ROOT / ".ci/run"]
     assert len(files) >= 4
@@ -64,6 +80,14 @@ def test_no_line_of_a_shell_script_is_over_120():
 def test_every_script_says_what_it_takes(file):
     done = script(file, "--help")
     assert done.returncode == 0 and "usage: " in done.stdout, done.stderr
+
+
+def test_what_reads_text_does_not_wait_for_torch():
+    """Of what run.sh calls before and after training; a Python of its own, since ours has torch."""
+    modules = "shared.plumbing.errors, shared.reading.fingerprint, tools.results, data.demo.prepare"
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {modules}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr
 
 
 def test_a_backbone_is_added_in_one_place(monkeypatch, tmp_path):

@@ -1,3 +1,4 @@
+"""--store: images in memory or in a memory map, and how much memory there is."""
 import builtins
 import ctypes
 import os

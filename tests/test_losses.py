@@ -1,3 +1,4 @@
+"""The losses and the critics against plain loops."""
 import copy
 
 import pytest

@@ -1,3 +1,4 @@
+"""The network: its stages, its poolings, and what --init takes."""
 import re
 import runpy
 import urllib.error

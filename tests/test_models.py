@@ -9,11 +9,11 @@ import torch
 from conftest import ROOT
 from shared.dataset import load_splits
 from shared.evaluate import embed_pairs, evaluate, search
-from shared.finished_run import read_settings
 from shared.mapping.calibration import load_calibration
 from shared.model import load_model
 from shared.plumbing.device import autocast
 from shared.plumbing.packed import unpack
+from shared.plumbing.run_files import read_settings
 from shared.reading.readers import readers_of_run
 
 MODELS = sorted(ROOT.glob("models/*.pt"))

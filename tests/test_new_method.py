@@ -48,7 +48,7 @@ def contents(folder):
             if file.relative_to(folder).parts[0] != "results"}
 
 
-def test_a_new_method_is_a_folder_and_the_lines_of_a_table(checkout, demo):
+def test_a_new_method_is_a_folder_and_the_lines_of_a_table(checkout, demo, forked):
     run = checkout / "results/demo/memory/seed0"
     settings = {"DATA_PATH": str(demo), "FLAGS": SMALL}
     environment = {**os.environ, "PYTHON": sys.executable, **settings, "TABLES": "memory"}
@@ -63,7 +63,7 @@ def test_a_new_method_is_a_folder_and_the_lines_of_a_table(checkout, demo):
     state = torch.load(run / "checkpoint.pt", weights_only=True)
     assert {"model", "memory", "decoder", "optimizer", "schedule"} <= state.keys() and not (run / "weights.pt").exists()
 
-    again = run_sh(checkout, **settings, ROWS="memory-turned")
+    again = run_sh(checkout, forked, **settings, ROWS="memory-turned")
     assert again.returncode == 0, again.stdout + again.stderr
     assert "memory-drawn/seed0 is finished" in again.stdout, "the row that the row that is asked for starts from"
     assert "going on from epoch" in again.stdout
@@ -98,9 +98,9 @@ def test_a_new_method_is_a_folder_and_the_lines_of_a_table(checkout, demo):
     assert "<td>memory-turned</td><td>FC turned round</td>" in page
 
 
-def test_tables_and_rows_are_asked_for_by_name(checkout, demo):
+def test_tables_and_rows_are_asked_for_by_name(checkout, demo, forked):
     def refused(**settings):
-        done = run_sh(checkout, DATA_PATH=str(demo), **settings)
+        done = run_sh(checkout, forked, DATA_PATH=str(demo), **settings)
         assert done.returncode == 2 and "==" not in done.stdout
         return done.stderr
 

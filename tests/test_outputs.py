@@ -232,10 +232,10 @@ def queries_of_all_kinds(folder, image):
     with rasterio.open(folder / "two.tif", "w", dtype="uint16", count=2, nodata=0, **place) as out:
         out.write(both)
         out.scales, out.offsets = (0.01, 0.5), (0, -3)
-    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
-        with rasterio.open(folder / "masked.tif", "w", dtype="uint16", count=1, **place) as out:
-            out.write(both[:1])
-            out.write_mask(np.arange(100)[None].repeat(100, 0) < 95)
+    with (rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+          rasterio.open(folder / "masked.tif", "w", dtype="uint16", count=1, **place) as out):
+        out.write(both[:1])
+        out.write_mask(np.arange(100)[None].repeat(100, 0) < 95)
     plain = (0.4 * view).astype(np.uint8)
     plain[row - 1:row + 2, column - 1:column + 2] = 255
     cv2.imwrite(str(folder / "plain.png"), plain)

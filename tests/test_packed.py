@@ -9,7 +9,6 @@ import torch
 
 from conftest import ROOT, script
 from scaled import load_tile_network
-from shared.finished_run import read_settings, seconds_of
 from shared.mapping.calibration import CALIBRATION, Calibration, load_calibration
 from shared.mapping.cells import load_cell_network
 from shared.model import PseudoSiamese, initialize, load_model, start_from
@@ -17,6 +16,7 @@ from shared.plumbing.embeddings import made_by
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import write_tensors
 from shared.plumbing.packed import outputs_of
+from shared.plumbing.run_files import read_settings, seconds_of
 from shared.reading.raster import Reader
 from shared.reading.readers import READING, readers_of_run, save_readers
 from shared.reading.tones import Tones

@@ -42,7 +42,6 @@ def cut(archive, tmp_path_factory):
 
 def test_crops_are_where_their_names_say(archive, cut):
     rgb, sar = archive[1]
-    low = [float(word.split()[1]) for word in ("HH -20", "VV -20", "VH -20")]
     checked = 0
     for row in rows_of(cut):
         left = round((float(row["x_m"]) - ORIGIN[0]) / METRES) - CROP // 2

@@ -303,9 +303,9 @@ def test_what_gdal_opens_is_opened_and_what_not_is_one_sentence(tmp_path):
     file.rename(tmp_path / "away.tif")
     with pytest.raises(InputError, match="x.vrt cannot be (read|opened)"):
         OPT.read(tmp_path / "x.vrt")
-    with pytest.raises(InputError, match="half.tif cannot be (read|opened)"):
-        with open_raster(tmp_path / "half.tif") as source:
-            read_window(source)
+    with (pytest.raises(InputError, match="half.tif cannot be (read|opened)"),
+          open_raster(tmp_path / "half.tif") as source):
+        read_window(source)
 
 
 def test_a_file_on_a_server_is_opened(tmp_path):

@@ -17,12 +17,12 @@ def checkout(tmp_path_factory):
     return copy_checkout(tmp_path_factory.mktemp("checkout") / "repository")
 
 
-def test_a_copied_folder_and_one_line_make_a_new_row(checkout, demo):
+def test_a_copied_folder_and_one_line_make_a_new_row(checkout, demo, forked):
     shutil.copytree(checkout / "code_Aux", checkout / "code_MyIdea")
     with open(checkout / "tables/ablation.sh", "a") as table:
         table.write("row my-idea code_MyIdea --guided_filter\n")
     settings = dict(DATA_PATH=str(demo), EPOCHS="1", FLAGS="--img_size 32", ROWS="triplet my-idea")
-    done = run_sh(checkout, **settings)
+    done = run_sh(checkout, forked, **settings)
     assert done.returncode == 0, done.stdout + done.stderr
     with open(checkout / "results/demo/table.csv") as file:
         rows = list(csv.DictReader(file))
@@ -42,13 +42,13 @@ def test_a_copied_folder_and_one_line_make_a_new_row(checkout, demo):
         and "<td>rolling-guidance</td>" in page
     ), "table, analyses, filters"
 
-    again = run_sh(checkout, **settings)
+    again = run_sh(checkout, forked, **settings)
     assert again.returncode == 0 and again.stdout.count("is finished") == 2, "finished rows are not trained again"
     assert "ROC area" in done.stdout and "ROC area" not in again.stdout, "nor analyzed"
 
 
-def test_a_failing_row_is_named_and_the_others_go_on(checkout, demo):
-    done = run_sh(checkout, DATA_PATH=str(demo), EPOCHS="7", FLAGS="--img_size 32", ROWS="triplet", SEEDS="0")
+def test_a_failing_row_is_named_and_the_others_go_on(checkout, demo, forked):
+    done = run_sh(checkout, forked, DATA_PATH=str(demo), EPOCHS="7", FLAGS="--img_size 32", ROWS="triplet", SEEDS="0")
     assert (
         done.returncode == 1
         and "epochs 1 there, 7 here" in done.stderr
@@ -57,25 +57,25 @@ def test_a_failing_row_is_named_and_the_others_go_on(checkout, demo):
     assert "| triplet | FC |" in done.stdout and done.stdout.splitlines()[-1] == "results/demo/report.html"
 
 
-def test_a_second_data_set_of_the_same_name_does_not_enter_its_table(checkout, demo, tmp_path):
+def test_a_second_data_set_of_the_same_name_does_not_enter_its_table(checkout, demo, forked, tmp_path):
     other = shutil.copytree(demo, tmp_path / "demo")
     (other / "train/opt/0000.png").write_bytes((other / "train/opt/0001.png").read_bytes())
-    done = run_sh(checkout, DATA_PATH=str(other), EPOCHS="1", FLAGS="--img_size 32", ROWS="triplet+adv")
+    done = run_sh(checkout, forked, DATA_PATH=str(other), EPOCHS="1", FLAGS="--img_size 32", ROWS="triplet+adv")
     assert done.returncode == 2 and "== " not in done.stdout and not (checkout / "results/demo/triplet+adv").exists()
     assert f"results/demo holds runs of another data set of this name, {demo} (48 files" in done.stderr
     assert f"this is {other} (48 files" in done.stderr and "move results/demo away" in done.stderr
 
 
-def test_a_data_set_without_regions_has_a_row_with_nothing_learned(checkout, demo):
+def test_a_data_set_without_regions_has_a_row_with_nothing_learned(checkout, demo, forked):
     shutil.copytree(demo, checkout / "data/of my own")
-    done = run_sh(checkout, DATA_PATH="data/of my own", ROWS="structure")
+    done = run_sh(checkout, forked, DATA_PATH="data/of my own", ROWS="structure")
     assert done.returncode == 0, done.stderr
     assert "| structure | FC | 1 |" in (checkout / "results/of my own/table.md").read_text()
     assert "nothing is learned" in done.stdout
 
 
-def test_an_unknown_row_is_an_error_before_any_training(checkout, demo):
-    done = run_sh(checkout, DATA_PATH=str(demo), ROWS="triplet triplet+magic")
+def test_an_unknown_row_is_an_error_before_any_training(checkout, demo, forked):
+    done = run_sh(checkout, forked, DATA_PATH=str(demo), ROWS="triplet triplet+magic")
     assert done.returncode == 2 and "ROWS names triplet+magic" in done.stderr and "==" not in done.stdout
 
 

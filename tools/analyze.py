@@ -29,11 +29,11 @@ from shared import options
 from shared.dataset import load_splits, map_images
 from shared.evaluate import FEATURES, embed, embed_pairs, expected_ranks, first_answers
 from shared.filters import pseudo_modal
-from shared.finished_run import read_settings
 from shared.model import load_model
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import read_rows, write_text
+from shared.plumbing.run_files import read_settings
 from shared.reading.layouts import find_data, read_pairs_csv
 from shared.reading.readers import readers_of_run
 from tools.figures import CYCLE, GREEN, MARKERS, OPT, ORANGE, PURPLE, SAR, SKY, known_values, panels, save

@@ -10,13 +10,13 @@ import re
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # the repository's root, where shared/ is
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's root, where shared/ is
 
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import write_bytes, write_text
 from tools.figures import OPT, SKY, panels, png
 
+ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs/answers"
 DOCUMENTS = {"en": ROOT / "docs/answers.md", "zh": ROOT / "docs/answers.zh.md"}
 PLACE = re.compile(r"\{\{(\w+)\.(\w+)\}\}")

@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -274,7 +275,7 @@ def growth(rounds):
         network, optimizer = network_of(specify_num=specify_num)
         opt, sar = images_of(batch, size), images_of(batch, size)
         plain_step(network, optimizer, opt, sar)
-        times = [seconds(lambda: plain_step(network, optimizer, opt, sar)) for _ in range(max(3, rounds // 2))]
+        times = [seconds(partial(plain_step, network, optimizer, opt, sar)) for _ in range(max(3, rounds // 2))]
         took = statistics.median(times)
         print(f"{'':27s} {batch:8d} {size:6d} {specify_num:12d} {1e3 * took:8.0f} {batch / took:8.1f}", flush=True)
 

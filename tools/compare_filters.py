@@ -1,7 +1,7 @@
-"""What filters do to SAR and optical images, to their similarity, and to retrieval.
+r"""What filters do to SAR and optical images, to their similarity, and to retrieval.
 
     python tools/compare_filters.py --data_path data/S1S2align200
-    python tools/compare_filters.py --data_path data/S1S2align200 --run results/S1S2align200/triplet/seed0 \\
+    python tools/compare_filters.py --data_path data/S1S2align200 --run results/S1S2align200/triplet/seed0 \
         --trained results/S1S2align200/filter-guided/seed0 --trained results/S1S2align200/filter-lee/seed0
 
 For no filter and for each of shared/filters.py, on a sample of test pairs: structural similarity and gradient
@@ -27,11 +27,11 @@ from shared import options
 from shared.dataset import load_splits, map_images, to_float
 from shared.evaluate import embed, evaluate, search
 from shared.filters import FILTERS, Filter
-from shared.finished_run import read_settings
 from shared.model import load_model
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import write_rows, write_text
+from shared.plumbing.run_files import read_settings
 from shared.reading.readers import readers_of, readers_of_run
 from tools.figures import panels, save
 

@@ -1,6 +1,6 @@
-"""How good generated images are: like the true ones, and to a network that retrieves.
+r"""How good generated images are: like the true ones, and to a network that retrieves.
 
-    python tools/compare_generated.py --data_path data/S1S2align200 --run results/S1S2align200/triplet/seed0 \\
+    python tools/compare_generated.py --data_path data/S1S2align200 --run results/S1S2align200/triplet/seed0 \
         --generated results/S1S2align200/gan-images/seed0 --generated results/S1S2align200/diffusion-images/seed0
 
 On the test places of which there are generated images, for each folder and modality: PSNR and SSIM against the true

@@ -19,12 +19,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's
 
 import torch
 
-from shared.finished_run import read_settings, seconds_of
 from shared.mapping.calibration import CALIBRATION, load_calibration
 from shared.model import load_model
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import load_tensors, make_folder, write_bytes
 from shared.plumbing.packed import TEXTS, WEIGHTS, has_file, require_run, text_of
+from shared.plumbing.run_files import read_settings, seconds_of
 from shared.reading.layouts import crop_of
 from shared.reading.readers import readers_of_run
 

@@ -23,10 +23,9 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's root, where shared/ and tools/ are
 
 from shared.dataset import load_splits
-from shared.evaluate import features_of
-from shared.finished_run import read_settings
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import read_rows, write_text
+from shared.plumbing.run_files import features_of, read_settings
 from shared.reading.layouts import find_data, read_pairs_csv
 from shared.reading.readers import readers_of_run
 from tools.figures import CYCLE, GREEN, MARKERS, SAR, SKY, known_values, panels, png

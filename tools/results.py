@@ -15,11 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's root, where shared/ is
 
-from shared.evaluate import features_of
-from shared.finished_run import read_settings
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import write_rows, write_text
-from shared.views import side_of_part
+from shared.plumbing.run_files import features_of, read_settings, side_of_part
 
 FIGURES = ("top1", "top5", "top10", "top20", "mAP")
 COLUMNS = ("row", "feature", "seeds", *FIGURES, "top1_std", "mAP_std", "seconds")

@@ -25,7 +25,6 @@ from tqdm import tqdm
 from shared import options
 from shared.dataset import load_splits, resize
 from shared.evaluate import embed, search
-from shared.finished_run import read_settings, seconds_of
 from shared.mapping.cells import ROTATIONS, ZOOMS, CellMaps, StructureCells, cell_side, embed_cells, find_window
 from shared.mapping.turned import cut_turned
 from shared.model import load_model
@@ -33,6 +32,7 @@ from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import write_text
 from shared.plumbing.lines import Lines
+from shared.plumbing.run_files import read_settings, seconds_of
 from shared.reading.layouts import crop_of, find_data, layout_of
 from shared.reading.readers import readers_of, readers_of_run
 from tools.intervals import bootstrap_intervals

@@ -67,10 +67,10 @@ def load_target(args):
     Raises InputError where the target is the source, whose pairs are known, and as load_unpaired does.
     """
     data_path = args.target_path or args.data_path
-    if find_data(data_path) == find_data(args.data_path):
-        if not args.target_region or not args.region or set(args.target_region) & set(args.region):
-            raise InputError("the target is a part of the source, whose pairs are known: give --region and another "
-                             "--target_region, or another --target_path")
+    is_apart = args.target_region and args.region and not set(args.target_region) & set(args.region)
+    if find_data(data_path) == find_data(args.data_path) and not is_apart:
+        raise InputError("the target is a part of the source, whose pairs are known: give --region and another "
+                         "--target_region, or another --target_path")
     target = load_unpaired(data_path, args.img_size, args.workers, args.seed, args.target_region, readers_of(args))
     return replace(target, symmetries=args.windows or args.symmetries)
 

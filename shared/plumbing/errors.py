@@ -5,10 +5,9 @@ import os
 import sys
 from pathlib import Path
 
-import torch
+from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-
 
 class InputError(Exception):
     """Something the user gave is wrong; the message names the thing and the remedy.
@@ -63,7 +62,10 @@ def run_script(main, arguments=None):
         sys.exit(2)
     except Interrupted:
         sys.exit(130)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        # Who has not imported torch, which takes seconds, has not run out of its memory.
+        if "torch" not in sys.modules or not isinstance(error, sys.modules["torch"].OutOfMemoryError):
+            raise
         batch_size = getattr(args, "batch_size", None)
         remedy = f"--batch_size {batch_size // 2}" if batch_size else "a smaller --batch_size or --img_size"
         print(f"error: the device is out of memory ({str(error).splitlines()[0]}): try {remedy}; "

@@ -1,12 +1,13 @@
-"""Files: written beside and then renamed, so that nothing is lost; tensors read as data, never as code."""
+"""Files: written beside and then renamed, so that nothing is lost; tensors read as data, never as code.
+
+torch is imported where there are tensors: it takes seconds, and most scripts of run.sh read and write text alone.
+"""
 import csv
 import io
 import os
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-
-import torch
 
 from shared.plumbing.errors import InputError, OutputError
 
@@ -108,6 +109,7 @@ def _stripped(row, file, line):
 
 
 def write_tensors(file, state):
+    import torch
     content = io.BytesIO()
     torch.save(state, content)
     write_bytes(file, content.getvalue())
@@ -125,6 +127,7 @@ def load_tensors(path, what):
     """torch.load with weights_only=True, on the CPU; InputError where that is not possible."""
     if not Path(path).is_file():
         raise InputError(f"{what}: there is no file {path}")
+    import torch
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:

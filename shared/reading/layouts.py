@@ -8,8 +8,6 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from shared.plumbing.errors import InputError, several
 from shared.plumbing.files import load_tensors, read_rows
 from shared.reading.raster import SUFFIXES, Reader
@@ -35,9 +33,9 @@ class Listing:
 
 @dataclass(frozen=True)
 class TensorRow:
-    """One image of a tensor file."""
+    """One image of a tensor file. images: all of them, a tensor (N, 3, H, W) or (N, H, W, 3)."""
     file: Path
-    images: torch.Tensor
+    images: object
     row: int
     scale: float
 
@@ -49,7 +47,7 @@ class TensorRow:
         image = self.images[self.row]
         if image.shape[2] != 3:
             image = image.permute(1, 2, 0)
-        return (image.float() * self.scale).round().to(torch.uint8).numpy()
+        return (image.float() * self.scale).round().byte().numpy()
 
 
 def read_folders(root, split, problems):
@@ -100,6 +98,7 @@ def read_tensors(root, split, problems):
 
     (N, 3, H, W) or (N, H, W, 3), in [0, 1] or [0, 255].
     """
+    import torch                                        # here, since it takes seconds and other layouts need none
     rows = {}
     for modality in ("opt", "sar"):
         file = root / f"{modality}_ori_{split}.pt"
