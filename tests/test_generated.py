@@ -168,7 +168,7 @@ GENERATORS = [("code_HHL", "train_generator.py", ["--width", "4"], []),
 
 
 @pytest.mark.parametrize("folder, trains, flags, how", GENERATORS, ids=[folder for folder, *_ in GENERATORS])
-def test_a_generator_is_trained_killed_resumed_and_its_images_are_a_data_set(folder, trains, flags, how, demo, tmp_path):
+def test_a_generator_is_killed_resumed_and_its_images_are_a_data_set(folder, trains, flags, how, demo, tmp_path):
     if folder == "code_Diffusion":
         pytest.importorskip("diffusers", reason="requirements-optional.txt is not installed")
     command = [f"{folder}/{trains}", "--data_path", demo, *SMALL, "--epochs", "3", *flags]

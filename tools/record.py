@@ -16,10 +16,9 @@ import sys
 from datetime import date
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))                           # the repository's root, where shared/ is
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's root, where shared/ is
 
-from shared.plumbing.errors import InputError, run_script
+from shared.plumbing.errors import ROOT, InputError, run_script
 from shared.plumbing.files import make_folder, write_text
 
 KEPT = ("args.json", "metrics.json", "log.txt")

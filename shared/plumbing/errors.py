@@ -5,9 +5,8 @@ import os
 import sys
 from pathlib import Path
 
-from pathlib import Path
-
 ROOT = Path(__file__).resolve().parents[2]
+
 
 class InputError(Exception):
     """Something the user gave is wrong; the message names the thing and the remedy.
