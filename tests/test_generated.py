@@ -167,11 +167,11 @@ GENERATORS = [("code_HHL", "train_generator.py", ["--width", "4"], []),
               ("code_Diffusion", "train.py", ["--channels", "32", "32"], ["--steps", "2"])]
 
 
-@pytest.mark.parametrize("folder, train, flags, how", GENERATORS, ids=[folder for folder, *_ in GENERATORS])
-def test_a_generator_is_trained_killed_resumed_and_its_images_are_a_data_set(folder, train, flags, how, demo, tmp_path):
+@pytest.mark.parametrize("folder, trains, flags, how", GENERATORS, ids=[folder for folder, *_ in GENERATORS])
+def test_a_generator_is_killed_resumed_and_its_images_are_a_data_set(folder, trains, flags, how, demo, tmp_path):
     if folder == "code_Diffusion":
         pytest.importorskip("diffusers", reason="requirements-optional.txt is not installed")
-    command = [f"{folder}/{train}", "--data_path", demo, *SMALL, "--epochs", "3", *flags]
+    command = [f"{folder}/{trains}", "--data_path", demo, *SMALL, "--epochs", "3", *flags]
     done = script(*command, "--result_path", tmp_path / "whole")
     assert done.returncode == 0, done.stderr
     kill_when(tmp_path / "killed", "epoch 2:", *command, "--result_path", tmp_path / "killed")
