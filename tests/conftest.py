@@ -191,7 +191,7 @@ def _fork(client, outputs):
 
 
 class Program:
-    """A Python script of the repository that runs as a program of its own.
+    """A Python script of the repository, or -c and a text, that runs as a program of its own.
 
     A process that has imported torch already is forked for it: importing takes longer than most of the scripts do here.
     """

@@ -67,12 +67,11 @@ def test_a_critic_of_no_weight_is_not_trained(demo, tmp_path):
     program = "import sys; sys.path.insert(0, {!r}); from shared import critics; critics.critic_step = print"
     program = program.format(str(ROOT))
     program += "; import runpy; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    command = [sys.executable, "-c", program, "code_Adv/train.py", "--data_path", str(demo), *SMALL, "--epochs", "1"]
-    off = subprocess.run([*command, "--result_path", str(tmp_path / "off"), "--lambda_adv", "0"], cwd=ROOT,
-                         capture_output=True, text=True)
+    command = ["-c", program, "code_Adv/train.py", "--data_path", demo, *SMALL, "--epochs", "1", "--result_path"]
+    off = script(*command, tmp_path / "off", "--lambda_adv", "0")
     assert off.returncode == 0 and "WassersteinCritic" not in off.stdout, off.stderr
     assert (tmp_path / "off/epochs.csv").read_text().startswith("epoch,lr,triplet,seconds,")
-    on = subprocess.run([*command, "--result_path", str(tmp_path / "on")], cwd=ROOT, capture_output=True, text=True)
+    on = script(*command, tmp_path / "on")
     assert on.returncode != 0 and "WassersteinCritic" in on.stdout, "the step that is watched is the one that is taken"
 
 
