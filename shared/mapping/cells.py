@@ -15,7 +15,7 @@ from scipy.fft import next_fast_len
 from torch import nn
 
 from shared.dataset import to_float
-from shared.mapping.decoder import load_finer
+from shared.mapping.decoder import identity_of, load_finer
 from shared.mapping.turned import cut_turned
 from shared.model import GRID, Embedded, load_model
 from shared.plumbing.errors import InputError
@@ -84,6 +84,11 @@ class CellNetwork:
     device: torch.device
     autocast: Callable
     finer: "CellNetwork" = None
+
+    @property
+    def finer_identity(self):
+        """By which a calibration knows the finer cells; None without."""
+        return identity_of(self.finer.model.decoders) if self.finer else None
 
     def cells(self, images, modality):
         """The cells (N, C, h, w) of images (N, H, W, 3) uint8 of one modality, `opt` or `sar`, on the device."""
