@@ -119,9 +119,8 @@ def learn(network, tiles, steps, seed):
 
 
 class Ground:
-    """What windows and queries are cut from: Tiles as a TileNetwork sees them. cell: px, of which windows are multiples.
-
-    InputError where the tiles are too small.
+    """What windows and queries are cut from: Tiles as a TileNetwork sees them. cell: px, of which their sides are
+    multiples. InputError where the tiles are too small.
     """
 
     def __init__(self, network, tiles, cell):

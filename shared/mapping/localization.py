@@ -22,7 +22,6 @@ AT_ONCE = 12                                            # views of a query that 
 APART_PX, APART_DEGREES = 10, 20                        # nearer than both, two answers are the same
 CANDIDATES = 8                                          # answers that are kept
 REFINED, FINAL = 3, 2                                   # of them looked at once more, and of those once again
-RERANKED = 3                                            # answers that finer cells, where there are some, put in order
 REACH = 3                                               # cells about a candidate that are looked at once more
 ZOOMS = np.linspace(0.9, 1.1, 9)                        # of a query, tried on its answer
 LEAST_ON_MAP = 0.9                                      # of a query's cells must lie on the map: fewer fit by chance
@@ -242,7 +241,9 @@ class Search:
 
     def _refined_answers(self):
         if self.is_known:
-            refined = [self._refined(answer, self.seen) for answer in self.found[:REFINED]] + self.found[REFINED:]
+            # Of what finer cells put in order it has to be known how probable it is.
+            count = CANDIDATES if self.network.finer else REFINED
+            refined = [self._refined(answer, self.seen) for answer in self.found[:count]] + self.found[count:]
             return _without_repetitions(sorted(refined, key=lambda answer: -answer.score))
         step = self.rotations[1] - self.rotations[0]
         refined = self._at_finer_rotations(self.found[:REFINED], step / 3, self.coarse_side)
@@ -251,26 +252,28 @@ class Search:
         return _without_repetitions([self._at_halves(answer) for answer in refined[:1]] + refined[1:])
 
     def _finer(self, answers):
-        """The first answers again by the network's finer cells, ordered by their scores; without these as they are.
+        """Answers again by the network's finer cells, in the order of their scores by these; without any as they are.
 
-        How probable the places are together is told by all positions, how much of it each of them has by its score.
+        How probable the places are together is told by all positions, how that is shared among them by these scores.
         """
-        if self.network.finer is None or not answers:
+        finer, seen, refined = self.network.finer, {}, []
+        if finer is None or not answers:
             return answers
-        finer, most = self.network.finer, max(self.query.shape[:2])
-        half, seen, refined = finer.cell // 2, {}, []
-        for answer in answers[:RERANKED]:
+        reach = max(self.query.shape[:2]) / 2 + 2 * (REACH + 1) * finer.cell
+        for answer in answers:
             if answer.rotation not in seen:
-                seen[answer.rotation] = [self.see([answer.rotation], most, shift=shift, network=finer)
-                                         for shift in ((0, 0), (half, half))]
-            around = answer.around.finer(answer.x, answer.y, most / 2 + 2 * (REACH + 1) * self.cell)
-            refined.append(self._refined(replace(answer, around=around), seen[answer.rotation]))
-            refined[-1].around = answer.around
-        together = min(1.0, sum(answer.probability for answer in answers[:RERANKED]))
-        odds = np.exp(self.scale * (np.array([answer.score for answer in refined]) - max(a.score for a in refined)))
+                seen[answer.rotation] = self._seen_at(answer.rotation, finer)
+            around = answer.around.finer(answer.x, answer.y, reach)
+            again = self._refined(replace(answer, around=around), seen[answer.rotation])
+            refined.append(replace(again, around=answer.around))
+        refined = _without_repetitions(sorted(refined, key=lambda answer: -answer.score))
+        together = min(1.0, sum(answer.probability for answer in answers))
+        odds = np.exp([self.scale * (answer.score - refined[0].score) for answer in refined])
         for answer, share in zip(refined, odds / odds.sum()):
             answer.probability = float(together * share)
-        return _without_repetitions(sorted(refined, key=lambda answer: -answer.score))
+        if refined[0].rotation != self.last[0].rotations[0]:          # by the finer cells another is the best
+            self.last = self._seen_at(refined[0].rotation, self.network)
+        return refined
 
     def _at_finer_rotations(self, answers, step, most, beside=1):
         """Answers again at `beside` rotations to each side, `step` degrees apart, by the middle of the query; best
@@ -289,10 +292,13 @@ class Search:
 
     def _at_halves(self, answer):
         """An answer again by all of the query but its corners, at its rotation alone, shifted by half a cell, too."""
-        most = max(self.query.shape[:2])
-        half = self.cell // 2
-        self.last = [self.see([answer.rotation], most, shift=shift) for shift in ((0, 0), (half, half))]
+        self.last = self._seen_at(answer.rotation, self.network)
         return self._refined(answer, self.last)
+
+    def _seen_at(self, rotation, network):
+        """The two Seen of all of the query but its corners at one rotation, the second shifted by half a cell."""
+        most, half = max(self.query.shape[:2]), network.cell // 2
+        return [self.see([rotation], most, shift=shift, network=network) for shift in ((0, 0), (half, half))]
 
     def zoom_of(self, answer):
         """How much larger the query shows the ground than its stated resolution says: what the network likes best."""
