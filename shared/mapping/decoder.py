@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from shared.model import CELL_DIM, channels_of
+from shared.model import CELL_DIM
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import load_tensors
 from shared.plumbing.packed import has_file, unpack
@@ -24,20 +24,22 @@ class Decoder(nn.Module):
     """Maps of the stages (B, channels[i], h_i, w_i), the finest first, to cells (B, CELL_DIM, h_0, w_0).
 
     Source: Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017, section 3: one convolution of 1 x 1
-    for each level, and their sum; here followed by BatchNorm and two more convolutions.
+    for each level, and their sum; here followed by BatchNorm and two more convolutions. factors: by which the maps are
+    coarser than the first; what has no whole number of the coarsest cells has to lie on the finest as all else does.
     """
 
-    def __init__(self, channels):
+    def __init__(self, channels, factors):
         super().__init__()
+        self.factors = factors
         self.across = nn.ModuleList(nn.Conv2d(width, WIDTH, 1, bias=False) for width in channels)
         self.out = nn.Sequential(nn.BatchNorm2d(WIDTH), nn.ReLU(),
                                  nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False), nn.BatchNorm2d(WIDTH), nn.ReLU(),
                                  nn.Conv2d(WIDTH, CELL_DIM, 1, bias=False), nn.BatchNorm2d(CELL_DIM))
 
     def forward(self, maps):
-        size = maps[0].shape[-2:]
-        levels = [F.interpolate(across(level), size=size, mode="bilinear", align_corners=False)
-                  for across, level in zip(self.across, maps)]
+        height, width = maps[0].shape[-2:]
+        levels = [F.interpolate(across(level), scale_factor=factor, mode="bilinear")[..., :height, :width]
+                  for across, level, factor in zip(self.across, maps, self.factors)]
         return self.out(sum(levels))
 
 
@@ -49,7 +51,10 @@ class FinerCells(nn.Module):
     def __init__(self, model):
         super().__init__()
         self.model = model.eval().requires_grad_(False)
-        opt = Decoder(channels_of(model))
+        with torch.no_grad():
+            maps = model(opt=torch.zeros(1, 3, 64, 64, device=next(model.parameters()).device), with_maps=True).maps
+        finest = maps[0].shape[-1]
+        opt = Decoder([level.shape[1] for level in maps], [float(finest // level.shape[-1]) for level in maps])
         self.decoders = nn.ModuleDict({"opt": opt, "sar": copy.deepcopy(opt)})
 
     def train(self, mode=True):
