@@ -26,7 +26,7 @@ from shared import options
 from shared.finished_run import read_settings, require_row_of
 from shared.mapping.calibration import (CALIBRATION, OUTCOMES, RIGHT_DEGREES, RIGHT_PX, SCALES, fit_calibration,
                                         load_calibration, scale_at, texture_of)
-from shared.mapping.decoder import FINER
+from shared.mapping.finer_cells import FINER
 from shared.mapping.turned import difference_of_angles
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import InputError, run_script

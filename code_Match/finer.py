@@ -30,7 +30,7 @@ from shared import options
 from shared.dataset import to_float
 from shared.finished_run import read_settings, require_row_of
 from shared.mapping.cells import CellMaps, cell_side
-from shared.mapping.decoder import FINER, FinerCells
+from shared.mapping.finer_cells import FINER, FinerCells
 from shared.mapping.turned import cut_turned
 from shared.optimizers import build_schedule
 from shared.plumbing.device import autocast, choose_device

@@ -15,7 +15,7 @@ from position_loss import displaced_nll
 from scaled import TileNetwork
 from shared.mapping.calibration import CALIBRATION, load_calibration
 from shared.mapping.cells import CellMaps, cell_side, load_cell_network
-from shared.mapping.decoder import FINER, FinerCells, identity_of
+from shared.mapping.finer_cells import FINER, FinerCells, identity_of
 from shared.mapping.localization import REACH, Search, covariance_of, map_of
 from shared.model import PseudoSiamese
 from shared.plumbing.errors import InputError

@@ -20,7 +20,7 @@ from rasterio.transform import Affine, from_origin
 
 from conftest import script
 from shared.mapping.cells import CellNetwork, load_cell_network
-from shared.mapping.decoder import FinerCells
+from shared.mapping.finer_cells import FinerCells
 from shared.mapping.localization import Search, map_of
 from shared.mapping.locator import windows_of
 from shared.mapping.maps import GeoMap, MapFeatures

@@ -23,7 +23,7 @@ import torch
 from shared.finished_run import read_settings, seconds_of
 from shared.mapping.calibration import CALIBRATION, load_calibration
 from shared.mapping.cells import load_cell_network
-from shared.mapping.decoder import FINER, load_finer
+from shared.mapping.finer_cells import FINER, load_finer
 from shared.model import load_model
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import load_tensors, make_folder, write_bytes

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from shared.mapping.decoder import FINER
+from shared.mapping.finer_cells import FINER
 from shared.mapping.localization import EVIDENCE
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import write_text
@@ -27,7 +27,7 @@ class Calibration:
     probability of being right, from which an answer is located. edges, radii: COVERAGE of the answers that are right or
     wrong lie within radii[i] px where that probability is in bin i, between edges[i] and edges[i + 1].
     texture: least standard deviation of a query's grey levels. metres: on the ground, of a pixel as the network
-    learned; all px here are such. finer: the identity of the finer level that it was made with (decoder.py), None:
+    learned; all px here are such. finer: the identity of the finer level that it was made with (finer_cells.py), None:
     without one, as all were once.
     """
 

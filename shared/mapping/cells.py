@@ -15,7 +15,7 @@ from scipy.fft import next_fast_len
 from torch import nn
 
 from shared.dataset import to_float
-from shared.mapping.decoder import identity_of, load_finer
+from shared.mapping.finer_cells import identity_of, load_finer
 from shared.mapping.turned import cut_turned
 from shared.model import GRID, Embedded, load_model
 from shared.plumbing.errors import InputError
