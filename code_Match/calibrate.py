@@ -25,7 +25,8 @@ from unseen import add_halves, unseen_by
 from shared import options
 from shared.finished_run import read_settings, require_row_of
 from shared.mapping.calibration import (CALIBRATION, OUTCOMES, RIGHT_DEGREES, RIGHT_PX, SCALES, fit_calibration,
-                                        scale_at, texture_of)
+                                        load_calibration, scale_at, texture_of)
+from shared.mapping.finer_cells import FINER
 from shared.mapping.turned import difference_of_angles
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import InputError, run_script
@@ -58,19 +59,22 @@ def main(args):
         raise InputError(f"--run {args.run} is packed: calibrate the folder of the run, and pack that")
     settings = read_settings(args.run)
     data_path = args.data_path or settings["data_path"]
-    if args.result_path and (args.result_path / "metrics.json").is_file() and (args.run / CALIBRATION).is_file():
-        require_row_of(args.result_path, args.run, data_path)
-        print(f"{args.result_path} is finished")
-        return
     start = time.perf_counter()
     device = choose_device(args.device)
     mixed = autocast(device, args.amp)
-    load_tile_network(args.run, data_path, device, mixed)             # raises where it gives no cells
+    network = load_tile_network(args.run, data_path, device, mixed).network       # raises where it gives no cells
+    if args.result_path and (args.result_path / "metrics.json").is_file() and (args.run / CALIBRATION).is_file():
+        if load_calibration(args.run).finer == network.finer_identity:
+            require_row_of(args.result_path, args.run, data_path)
+            print(f"{args.result_path} is finished")
+            return
     tiles = load_tiles(data_path, "train", args.workers, readers_of_run(args.run, args, args.data_path is None),
                        args.crs)
     unseen = unseen_by(args.run, args.halves, tiles)
     asked = [(load_tile_network(part.run, data_path, device, mixed), part.tiles) for part in unseen]
+    require_finer_alike(args.run, network, [(part.run, half.network) for part, (half, _) in zip(unseen, asked)])
     calibration, count = calibrate(asked, args.queries)
+    calibration.finer = network.finer_identity          # that of the run itself, as the halves stand for it
     calibration.save(args.run / CALIBRATION)
     print(f"{args.run / CALIBRATION}: {count} queries of {sum(len(tiles) for _, tiles in asked)} tiles, "
           f"{time.perf_counter() - start:.0f} s")
@@ -81,6 +85,16 @@ def main(args):
         write_text(args.result_path / "args.json", json.dumps(row, indent=1))
         write_text(args.result_path / "metrics.json", json.dumps(
             {"queries": count, "seconds": round(time.perf_counter() - start, 1), "evaluated_on": "nothing"}, indent=1))
+
+
+def require_finer_alike(run, network, halves):
+    """InputError where a run has finer cells and its halves, [(folder, CellNetwork)], have none, or the other way
+    round."""
+    for folder, half in halves:
+        if bool(half.finer) != bool(network.finer):
+            with_it, without = (run, folder) if network.finer else (folder, run)
+            raise InputError(f"{with_it} has a {FINER}, and {without} has none: python code_Match/finer.py --run "
+                             f"{without} makes one, or remove the other")
 
 
 def calibrate(asked, most):

@@ -43,9 +43,14 @@ def _draw_of_tile(tiles, tile, side, within, count, random):
         if min(height, width) < 2 * half or len(queries) == count:
             break
         left, top = (int(random.integers(0, int(size - 2 * half) + 1)) for size in (width, height))
-        if any(top < bottom and left < right and top + 2 * half > upper and left + 2 * half > begin
-               for upper, begin, bottom, right in tiles.hidden[tile]):
+        if is_hidden(tiles.hidden[tile], left, top, 2 * half):
             continue
         x, y = left + half, top + half
         queries.append(Query(cut_turned(tiles.sar[tile], x, y, side, rotation), tile, x, y, rotation))
     return queries
+
+
+def is_hidden(hidden, left, top, side):
+    """Whether a square of a tile shows anything of what is hidden, as Tiles has it, in px."""
+    return any(top < bottom and left < right and top + side > upper and left + side > begin
+               for upper, begin, bottom, right in hidden)

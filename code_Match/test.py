@@ -98,7 +98,9 @@ class Tested:
         self.is_own = args.data_path is None
         readers = readers_of_run(args.run, args, self.is_own)
         self.network = self.load(args.run)
-        self.calibration = load_calibration(args.calibration or args.run) if args.method == "trust" else None
+        self.calibration = None
+        if args.method == "trust":
+            self.calibration = load_calibration(args.calibration or args.run, self.network.network)
         if args.validation or args.method == "graph":
             train = load_tiles(self.settings["data_path"], "train", args.workers, readers, args.crs)
             self.unseen = unseen_by(args.run, args.halves, train)
@@ -128,7 +130,9 @@ def test(args):
         return
     tested = Tested(args)
     tiles = tested.tiles
-    displaced, lines = [], Lines((args.result_path or outputs_of(args.run)) / f"lines_{args.method}.json", args)
+    identity = tested.network.network.finer_identity
+    given = argparse.Namespace(**vars(args), finer=identity) if identity else args
+    displaced, lines = [], Lines((args.result_path or outputs_of(args.run)) / f"lines_{args.method}.json", given)
     if args.method != "trust":
         displaced = [displacement(opt, sar) for opt, sar in zip(tiles.opt, tiles.sar)]
     for side in args.sides:
@@ -163,7 +167,7 @@ def test(args):
         metrics["displacement_error_px"] = error.tolist()
     if file:
         origin = {"data_path": str(tested.data_path), "run": str(args.run), "method": args.method,
-                  "tested_data": fingerprint(find_data(tested.data_path), "test")}
+                  "finer": identity, "tested_data": fingerprint(find_data(tested.data_path), "test")}
         write_text(args.result_path / "args.json", json.dumps({**tested.settings, **origin}, indent=1))
         write_text(file, json.dumps(metrics, indent=1))
     else:

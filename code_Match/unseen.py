@@ -34,9 +34,7 @@ def unseen_by(run, halves, tiles):
     folders = halves or [run]
     settings = [read_settings(folder) for folder in folders]
     for folder, its in zip(folders, settings):
-        if its.get("region"):
-            raise InputError(f"{folder} was trained on the regions {' '.join(its['region'])} alone, and tiles do not "
-                             "tell theirs: give a run of all")
+        require_all_regions(folder, its)
         if not its.get("validate"):
             raise InputError(f"{folder} held no training tiles out: give a run with --validate, or --halves A B, two "
                              "runs of its recipe with --validate 0.5 and with --validate 0.5 --other_half")
@@ -51,6 +49,13 @@ def unseen_by(run, halves, tiles):
                              f"different, of {len(tiles)}: give one trained with --validate 0.5 and one with "
                              "--validate 0.5 --other_half")
     return unseen
+
+
+def require_all_regions(run, settings):
+    """InputError where a run of these settings learned from some regions alone."""
+    if settings.get("region"):
+        raise InputError(f"{run} was trained on the regions {' '.join(settings['region'])} alone, and tiles do not "
+                         "tell theirs: give a run of all")
 
 
 def _check_halves(run, halves, settings):

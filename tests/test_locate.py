@@ -20,7 +20,8 @@ from rasterio.transform import Affine, from_origin
 
 from conftest import script
 from shared.mapping.cells import CellNetwork, load_cell_network
-from shared.mapping.localization import Search
+from shared.mapping.finer_cells import FinerCells
+from shared.mapping.localization import Search, map_of
 from shared.mapping.locator import windows_of
 from shared.mapping.maps import GeoMap, MapFeatures
 from shared.mapping.turned import cut_turned
@@ -94,6 +95,13 @@ def test_windows_give_what_the_whole_gives(tmp_path, run, monkeypatch):
     assert window.origin == at_once.origin == (48, 128) and window.cells.shape == at_once.cells.shape == (16, 26, 32)
     assert torch.equal(window.mask, at_once.mask) and (window.cells - at_once.cells).abs().max() < 0.002
     assert at_once.cells.std() > 0.05
+    decoded = FinerCells(network.model).eval()
+    network.finer = CellNetwork(decoded, 4, CPU, nullcontext)
+    near = window.finer(200, 150, 40)
+    of_all = map_of(network.finer, *geo.read(0, 0, geo.width, geo.height)).part(200, 150, 40)
+    assert near.origin == of_all.origin == (160, 108) and near.cell == 4 and near.mask.all()
+    assert (near.cells - of_all.cells).abs().max() < 0.002 and near.cells.std() > 0.05
+    network.finer = None
     monkeypatch.setattr("shared.mapping.maps.BLOCK", 160)
     monkeypatch.setattr("shared.mapping.maps.map_of", None)                    # what is kept is not made again
     again = MapFeatures(geo, network, run / "weights.pt", tmp_path / "kept")

@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's root, where shared/ is
@@ -20,6 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's
 import torch
 
 from shared.mapping.calibration import CALIBRATION, load_calibration
+from shared.mapping.cells import load_cell_network
+from shared.mapping.finer_cells import FINER, load_finer
 from shared.model import load_model
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import load_tensors, make_folder, write_bytes
@@ -57,17 +60,22 @@ def pack(folder, data_path=None):
 
     data_path: of its data set (default: as its args.json has it). InputError where a part of the run cannot be used.
     """
-    load_model(folder, torch.device("cpu"))             # what is damaged is not handed on
+    model, _ = load_model(folder, torch.device("cpu"))  # what is damaged is not handed on
+    finer = load_finer(folder, model)
     readers_of_run(folder)
     seconds_of(folder)
     if has_file(folder, CALIBRATION):
-        load_calibration(folder)
+        load_calibration(folder, load_cell_network(folder, torch.device("cpu"), nullcontext)[0])
     settings = read_settings(folder)
     settings["crop"] = crop_of(data_path or settings["data_path"])
     saved = load_tensors(require_run(folder, "--run"), "--run")
     texts = {name: text_of(folder, name) for name in TEXTS if has_file(folder, name)}
-    return {WEIGHTS: {**saved, "model": halved(saved["model"])}, **texts,
-            "args.json": json.dumps(elsewhere(settings), indent=1)}
+    packed = {WEIGHTS: {**saved, "model": halved(saved["model"])}, **texts,
+              "args.json": json.dumps(elsewhere(settings), indent=1)}
+    if finer:
+        learned = finer.saved()
+        packed[FINER] = {**learned, "decoders": halved(learned["decoders"])}
+    return packed
 
 
 def halved(state):

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
+from shared.mapping.finer_cells import FINER
 from shared.mapping.localization import EVIDENCE
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import write_text
@@ -26,12 +27,14 @@ class Calibration:
     probability of being right, from which an answer is located. edges, radii: COVERAGE of the answers that are right or
     wrong lie within radii[i] px where that probability is in bin i, between edges[i] and edges[i + 1].
     texture: least standard deviation of a query's grey levels. metres: on the ground, of a pixel as the network
-    learned; all px here are such.
+    learned; all px here are such. finer: the identity of the finer level that it was made with (finer_cells.py), None:
+    without one, as all were once.
     """
 
     NAMES = ("sides", "scales", "mean", "std", "weights", "bias", "threshold", "edges", "radii", "texture", "metres")
 
-    def __init__(self, **numbers):
+    def __init__(self, finer=None, **numbers):
+        self.finer = finer
         for name in self.NAMES:
             setattr(self, name, np.asarray(numbers[name], float))
         self._check()
@@ -77,7 +80,8 @@ class Calibration:
         return float(self.radii[np.searchsorted(self.edges[1:-1], confidence[0], "right")])
 
     def save(self, file):
-        write_text(file, json.dumps({name: getattr(self, name).tolist() for name in self.NAMES}, indent=1))
+        numbers = {name: getattr(self, name).tolist() for name in self.NAMES}
+        write_text(file, json.dumps({**numbers, "finer": self.finer}, indent=1))
 
 
 def scale_at(side, sides, scales):
@@ -85,8 +89,9 @@ def scale_at(side, sides, scales):
     return float(np.exp(np.interp(np.log(side), np.log(sides), np.log(scales))))
 
 
-def load_calibration(folder):
-    """The Calibration of a run, a folder or a packed file. InputError where there is none."""
+def load_calibration(folder, network=None):
+    """The Calibration of a run, a folder or a packed file. InputError where there is none, or it was made with another
+    finer level than that of `network`, a CellNetwork, which it is to be used with."""
     file = Path(folder) / CALIBRATION
     if not has_file(folder, CALIBRATION):
         run = "RUN" if Path(folder).is_file() else folder
@@ -95,9 +100,15 @@ def load_calibration(folder):
                          f"code_Match/calibrate.py --run {run} --halves A B makes it (or, of a run with --validate, "
                          f"without --halves){packed}")
     try:
-        return Calibration(**json.loads(text_of(folder, CALIBRATION)))
+        calibration = Calibration(**json.loads(text_of(folder, CALIBRATION)))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file} cannot be used ({error!r}): python code_Match/calibrate.py makes it anew")
+    if network and calibration.finer != network.finer_identity:
+        made_with = f"the {FINER} {calibration.finer}" if calibration.finer else f"no {FINER}"
+        has = f"the {FINER} {network.finer_identity}" if network.finer else "none"
+        raise InputError(f"{file} was made with {made_with}, and the run has {has}: python code_Match/calibrate.py "
+                         "makes it anew")
+    return calibration
 
 
 def fit_calibration(sides, scales, evidence, outcomes, errors, tiles, textures, metres):

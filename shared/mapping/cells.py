@@ -15,6 +15,7 @@ from scipy.fft import next_fast_len
 from torch import nn
 
 from shared.dataset import to_float
+from shared.mapping.finer_cells import identity_of, load_finer
 from shared.mapping.turned import cut_turned
 from shared.model import GRID, Embedded, load_model
 from shared.plumbing.errors import InputError
@@ -76,11 +77,18 @@ def cell_mask(masks, cell):
 
 @dataclass
 class CellNetwork:
-    """A network that gives cells, and how it is asked. cell: px to a cell. autocast: a context for its passes."""
+    """A network that gives cells, and how it is asked. cell: px to a cell. autocast: a context for its passes. finer:
+    the CellNetwork of its finer cells, where a run has them."""
     model: nn.Module
     cell: int
     device: torch.device
     autocast: Callable
+    finer: "CellNetwork" = None
+
+    @property
+    def finer_identity(self):
+        """By which a calibration knows the finer cells; None without."""
+        return identity_of(self.finer.model.decoders) if self.finer else None
 
     def cells(self, images, modality):
         """The cells (N, C, h, w) of images (N, H, W, 3) uint8 of one modality, `opt` or `sar`, on the device."""
@@ -88,12 +96,16 @@ class CellNetwork:
 
 
 def load_cell_network(folder, device, autocast):
-    """(CellNetwork, the images' size in training) of a finished run. InputError where that gives no cells."""
+    """(CellNetwork, the images' size in training) of a finished run, with its finer.pt where it has one. InputError
+    where it gives no cells."""
     model, img_size = load_model(folder, device)
     if model.settings["pooling"] != "cells":
         raise InputError(f"--run {folder} has --pooling {model.settings['pooling']}, and positions come of cells: give "
                          "a run of code_Con/train.py with --pooling cells")
-    return CellNetwork(model, cell_side(model), device, autocast), img_size
+    network, decoded = CellNetwork(model, cell_side(model), device, autocast), load_finer(folder, model)
+    if decoded:
+        network.finer = CellNetwork(decoded, cell_side(decoded), device, autocast)
+    return network, img_size
 
 
 # Correlation ---------------------------------------------------------------------------------------------------------

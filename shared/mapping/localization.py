@@ -4,7 +4,9 @@ Positions are (x, y) in px of the map, counted from its upper left corner, so th
 (0.5, 0.5). A rotation is in degrees clockwise: the direction on the map of what is up in the query, 0 north. Maps and
 queries are at the scale at which the network learned.
 """
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import numpy as np
 import torch
@@ -33,12 +35,14 @@ EVIDENCE = ("lead", "entropy", "quarters", "score", "log_side", "log_rotations")
 @dataclass
 class Map:
     """The cells of a map, or of a part of it. cells: (C, h, w) float32. mask: (1, h, w), 1 where there is map. cell: px
-    to one. origin: (x, y) in px of the first cell's corner. number: of the map, where there are several."""
+    to one. origin: (x, y) in px of the first cell's corner. number: of the map, where there are several. finer: a
+    function of (x, y, half), the Map of finer cells within `half` px of (x, y), where the network has some."""
     cells: torch.Tensor
     mask: torch.Tensor
     cell: int
     origin: tuple = (0, 0)
     number: int = 0
+    finer: Callable = field(default=None, repr=False)
     _ready: dict = field(default_factory=dict, repr=False)
 
     def ready(self, beyond):
@@ -60,7 +64,7 @@ class Map:
         rows, columns = slice(first_y, last_y), slice(first_x, last_x)
         origin = self.origin[0] + first_x * self.cell, self.origin[1] + first_y * self.cell
         return Map(self.cells[:, rows, columns].clone(), self.mask[:, rows, columns].clone(), self.cell, origin,
-                   self.number)
+                   self.number, self.finer)
 
 
 @dataclass
@@ -81,11 +85,13 @@ class Answer:
 @dataclass
 class Seen:
     """A query's cells at some rotations. cells: (K, C, h, w). mask: (K, 1, h, w), 1 where the query is shown.
-    rotations: (K) degrees. middle: (x, y) of the query's middle, px from the corner of the first cell."""
+    rotations: (K) degrees. middle: (x, y) of the query's middle, px from the corner of the first cell. cell: px to
+    one."""
     cells: torch.Tensor
     mask: torch.Tensor
     rotations: np.ndarray
     middle: tuple
+    cell: int
 
     @property
     def size(self):
@@ -106,11 +112,15 @@ def rotations_to_try(within):
 def map_of(network, image, shown=None, number=0):
     """The Map of an optical image (H, W, 3) uint8. shown: (H, W) bool, where it has data (default: all of it).
 
-    network: a CellNetwork.
+    network: a CellNetwork. Its finer cells are worked out when they are first asked for.
     """
     shown = np.ones(image.shape[:2], bool) if shown is None else shown
     mask = cell_mask(shown[None], network.cell)[0].to(network.device)
-    return Map(network.cells(filled(image, shown)[None], "opt")[0], mask, network.cell, number=number)
+    map_ = Map(network.cells(filled(image, shown)[None], "opt")[0], mask, network.cell, number=number)
+    if network.finer:
+        whole = cache(lambda: map_of(network.finer, image, shown, number))
+        map_.finer = lambda x, y, half: whole().part(x, y, half)
+    return map_
 
 
 class Search:
@@ -139,19 +149,22 @@ class Search:
         self.found = []
         self.log_sum, self.weighted = -np.inf, 0.0                    # of the logits over all that was looked at
 
-    def see(self, rotations, most=None, zoom=1.0, shift=(0, 0)):
+    def see(self, rotations, most=None, zoom=1.0, shift=(0, 0), network=None):
         """The query as Seen at these rotations. most: px of its middle that are enough (default: all of it). zoom: map
-        px to a px of it. shift: (across, down), px by which the cells begin later."""
+        px to a px of it. shift: (across, down), px by which the cells begin later. network: that sees it (default: that
+        of the search)."""
+        network = network or self.network
         side = side_of_views(self.query, rotations, zoom)
         side = min(side, most or side)
         views, masks = turn(self.query, rotations, side, zoom, self.shown)
         across, down = shift
-        more = (0, -side % self.cell + down), (0, -side % self.cell + across)         # all shifts have as many cells
+        more = (0, -side % network.cell + down), (0, -side % network.cell + across)   # all shifts have as many cells
         views = np.pad(views[:, down:, across:], ((0, 0), *more, (0, 0)), mode="edge")
         masks = np.pad(masks[:, down:, across:], ((0, 0), *more))
-        cells = self.network.cells(views, "sar")
-        mask = cell_mask(masks, self.cell).to(cells.device)
-        return Seen(cells, mask, np.asarray(rotations, float), (side / 2 - across, side / 2 - down))
+        cells = network.cells(views, "sar")
+        mask = cell_mask(masks, network.cell).to(cells.device)
+        middle = side / 2 - across, side / 2 - down
+        return Seen(cells, mask, np.asarray(rotations, float), middle, network.cell)
 
     def look_at(self, map_):
         """Score every position on one more Map, and keep the best."""
@@ -224,17 +237,43 @@ class Search:
 
     def answers(self):
         """The best distinct answers, refined, best first, with probabilities and covariances; at most CANDIDATES."""
-        return [answer for answer in self._refined_answers() if self._is_within(answer.x, answer.y)]
+        return [answer for answer in self._finer(self._refined_answers()) if self._is_within(answer.x, answer.y)]
 
     def _refined_answers(self):
         if self.is_known:
-            refined = [self._refined(answer, self.seen) for answer in self.found[:REFINED]] + self.found[REFINED:]
+            # Of what finer cells put in order it has to be known how probable it is.
+            count = CANDIDATES if self.network.finer else REFINED
+            refined = [self._refined(answer, self.seen) for answer in self.found[:count]] + self.found[count:]
             return _without_repetitions(sorted(refined, key=lambda answer: -answer.score))
         step = self.rotations[1] - self.rotations[0]
         refined = self._at_finer_rotations(self.found[:REFINED], step / 3, self.coarse_side)
         finer_side = min(FINER_SIDE, max(self.query.shape[:2]))
         refined = self._at_finer_rotations(refined[:FINAL], step / 6, finer_side, beside=2)
         return _without_repetitions([self._at_halves(answer) for answer in refined[:1]] + refined[1:])
+
+    def _finer(self, answers):
+        """Answers again by the network's finer cells, in the order of their scores by these; without any as they are.
+
+        How probable the places are together is told by all positions, how that is shared among them by these scores.
+        """
+        finer, seen, refined = self.network.finer, {}, []
+        if finer is None or not answers:
+            return answers
+        reach = max(self.query.shape[:2]) / 2 + 2 * (REACH + 1) * finer.cell
+        for answer in answers:
+            if answer.rotation not in seen:
+                seen[answer.rotation] = self._seen_at(answer.rotation, finer)
+            around = answer.around.finer(answer.x, answer.y, reach)
+            again = self._refined(replace(answer, around=around), seen[answer.rotation])
+            refined.append(replace(again, around=answer.around))
+        refined = _without_repetitions(sorted(refined, key=lambda answer: -answer.score))
+        together = min(1.0, sum(answer.probability for answer in answers))
+        odds = np.exp([self.scale * (answer.score - refined[0].score) for answer in refined])
+        for answer, share in zip(refined, odds / odds.sum()):
+            answer.probability = float(together * share)
+        if refined[0].rotation != self.last[0].rotations[0]:          # by the finer cells another is the best
+            self.last = self._seen_at(refined[0].rotation, self.network)
+        return refined
 
     def _at_finer_rotations(self, answers, step, most, beside=1):
         """Answers again at `beside` rotations to each side, `step` degrees apart, by the middle of the query; best
@@ -247,16 +286,19 @@ class Search:
         refined = []
         for number, (answer, rotations) in enumerate(zip(answers, tried)):
             of_answer = slice(count * number, count * (number + 1))
-            one = Seen(seen.cells[of_answer], seen.mask[of_answer], rotations, seen.middle)
+            one = Seen(seen.cells[of_answer], seen.mask[of_answer], rotations, seen.middle, seen.cell)
             refined.append(self._refined(answer, [one]))
         return sorted(refined, key=lambda answer: -answer.score)
 
     def _at_halves(self, answer):
         """An answer again by all of the query but its corners, at its rotation alone, shifted by half a cell, too."""
-        most = max(self.query.shape[:2])
-        half = self.cell // 2
-        self.last = [self.see([answer.rotation], most, shift=shift) for shift in ((0, 0), (half, half))]
+        self.last = self._seen_at(answer.rotation, self.network)
         return self._refined(answer, self.last)
+
+    def _seen_at(self, rotation, network):
+        """The two Seen of all of the query but its corners at one rotation, the second shifted by half a cell."""
+        most, half = max(self.query.shape[:2]), network.cell // 2
+        return [self.see([rotation], most, shift=shift, network=network) for shift in ((0, 0), (half, half))]
 
     def zoom_of(self, answer):
         """How much larger the query shows the ground than its stated resolution says: what the network likes best."""
@@ -268,13 +310,13 @@ class Search:
     def _near(self, answer, seen):
         """(scores (K, h, w) within REACH cells of an answer, (x, y) in px of the query's middle at the first)."""
         map_, (rows, columns) = answer.around, seen.size
-        first_x, first_y = (round((at - edge - middle) / self.cell) - REACH for at, edge, middle in
+        first_x, first_y = (round((at - edge - middle) / seen.cell) - REACH for at, edge, middle in
                             zip((answer.x, answer.y), map_.origin, seen.middle))
         cells, mask = (_cut(x, first_y, first_x, rows + 2 * REACH, columns + 2 * REACH)[None]
                        for x in (map_.cells, map_.mask))
         scores = CellMaps(cells, mask).cosines(seen.cells, seen.mask, least=LEAST_ON_MAP)[:, 0]
-        return scores, (map_.origin[0] + first_x * self.cell + seen.middle[0],
-                        map_.origin[1] + first_y * self.cell + seen.middle[1])
+        return scores, (map_.origin[0] + first_x * seen.cell + seen.middle[0],
+                        map_.origin[1] + first_y * seen.cell + seen.middle[1])
 
     def _refined(self, answer, several):
         """The best answer within REACH cells by several Seen, each at the same rotations.
@@ -288,34 +330,23 @@ class Search:
             scores, (left, top) = self._near(answer, seen)
             k, row, column = np.unravel_index(scores.argmax().item(), scores.shape)
             if min(row, column) == 0 or max(row, column) == 2 * REACH:           # another answer's peak, cut off
-                moved = replace(answer, x=left + column * self.cell, y=top + row * self.cell)
+                moved = replace(answer, x=left + column * seen.cell, y=top + row * seen.cell)
                 scores, (left, top) = self._near(moved, seen)
                 k, row, column = np.unravel_index(scores.argmax().item(), scores.shape)
             row_part, column_part = peak_of(scores[k], row, column)
             rotation = seen.rotations[k]
             if 0 < k < len(scores) - 1:
                 rotation += vertex(*scores[k - 1:k + 2, row, column].tolist()) * (seen.rotations[1] - seen.rotations[0])
-            x, y = left + (column + column_part) * self.cell, top + (row + row_part) * self.cell
+            x, y = left + (column + column_part) * seen.cell, top + (row + row_part) * seen.cell
             estimates.append((scores[k, row, column].item(), float(x), float(y), float(rotation)))
             logits.append((self.scale * scores[k].double().cpu().numpy(), left, top))
         score, x, y, rotation = max(estimates)
-        near = [(a, b) for _, a, b, _ in estimates if max(abs(a - x), abs(b - y)) < self.cell]
+        near = [(a, b) for _, a, b, _ in estimates if max(abs(a - x), abs(b - y)) < seen.cell]
         x, y = np.mean(near, axis=0)
         total = np.logaddexp.reduce([np.logaddexp.reduce(values, axis=None) for values, _, _ in logits])
         probability = min(1.0, float(np.exp(total - self.log_sum)))
-        return Answer(answer.map, float(x), float(y), rotation, score, probability, self._covariance(logits, total),
-                      answer.around)
-
-    def _covariance(self, logits, total):
-        """((xx, xy), (xy, yy)) px², of the probability over the positions. logits: [(of (h, w), x, y of the first)]."""
-        weights, xs, ys = [], [], []
-        for values, left, top in logits:
-            down, across = np.mgrid[:values.shape[0], :values.shape[1]] * float(self.cell)
-            weights.append(np.exp(values - total).ravel())
-            xs.append((left + across).ravel())
-            ys.append((top + down).ravel())
-        (xx, xy), (_, yy) = np.cov(np.concatenate(xs), np.concatenate(ys), aweights=np.concatenate(weights), ddof=0)
-        return (xx, xy), (xy, yy)
+        covariance = covariance_of(logits, total, several[0].cell)
+        return Answer(answer.map, float(x), float(y), rotation, score, probability, covariance, answer.around)
 
     def evidence(self, answers):
         """What tells whether the first answer is right: (len(EVIDENCE)) floats. answers: as answers() gives them."""
@@ -369,6 +400,19 @@ def distinct_peaks(scores, rotations, apart, count):
         columns = slice(max(0, column - reach), min(width, column + reach + 1))
         scores[torch.from_numpy(np.flatnonzero(near)).to(scores.device), rows, columns] = -1
     return peaks
+
+
+def covariance_of(logits, total, cell):
+    """((xx, xy), (xy, yy)) px², of the probability over positions `cell` px apart. logits: [(of (h, w), x, y of the
+    first)]. total: their sum's logarithm."""
+    weights, xs, ys = [], [], []
+    for values, left, top in logits:
+        down, across = np.mgrid[:values.shape[0], :values.shape[1]] * float(cell)
+        weights.append(np.exp(values - total).ravel())
+        xs.append((left + across).ravel())
+        ys.append((top + down).ravel())
+    (xx, xy), (_, yy) = np.cov(np.concatenate(xs), np.concatenate(ys), aweights=np.concatenate(weights), ddof=0)
+    return (xx, xy), (xy, yy)
 
 
 def peak_of(scores, row, column):

@@ -200,7 +200,7 @@ class Locator:
 
     def __init__(self, run, device, autocast, readers):
         self.network, _ = load_cell_network(run, device, autocast)
-        self.calibration = load_calibration(run)
+        self.calibration = load_calibration(run, self.network)
         self.weights, self.readers = require_run(Path(run), "--run"), readers
         self.metres = float(self.calibration.metres)
 

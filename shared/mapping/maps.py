@@ -2,7 +2,7 @@
 import hashlib
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from zipfile import BadZipFile
@@ -456,7 +456,15 @@ class MapFeatures:
         cells, mask = (np.concatenate(parts, 1) for parts in zip(*rows))
         device = self.network.device
         return Map(torch.from_numpy(cells).to(device).float(), torch.from_numpy(mask).to(device).float(), self.cell,
-                   (left, top))
+                   (left, top), finer=self.finer)
+
+    def finer(self, x, y, half):
+        """The Map of the network's finer cells within `half` px of (x, y), from the pixels: they are not kept."""
+        left, top = (max(0, int(middle - half - HALO) // self.cell * self.cell) for middle in (x, y))
+        right, bottom = (min(size, int(middle + half + HALO)) for middle, size in
+                         ((x, self.geo.width), (y, self.geo.height)))
+        finer = map_of(self.network.finer, *self.geo.read(left, top, right - left, bottom - top))
+        return replace(finer, origin=(left, top)).part(x, y, half)
 
     def _part_of_block(self, row, column, left, top, right, bottom):
         """What of a block lies within a window."""

@@ -1,7 +1,8 @@
 """A finished run is a folder, or one file that holds what others read of it: tools/pack.py makes one of the other.
 
 The file is a dictionary of tensors and text, read with weights_only=True: {"weights.pt": as in the folder, but
-convolutions and matrices in float16, "args.json": its text, and so on for those of TEXTS that the run has}.
+convolutions and matrices in float16, "finer.pt": the same of it where there is one, "args.json": its text, and so on
+for those of TEXTS that the run has}.
 """
 import errno
 import os
