@@ -63,11 +63,12 @@ def main(args):
     device = choose_device(args.device)
     mixed = autocast(device, args.amp)
     network = load_tile_network(args.run, data_path, device, mixed).network       # raises where it gives no cells
-    if args.result_path and (args.result_path / "metrics.json").is_file() and (args.run / CALIBRATION).is_file():
-        if load_calibration(args.run).finer == network.finer_identity:
-            require_row_of(args.result_path, args.run, data_path)
-            print(f"{args.result_path} is finished")
-            return
+    is_finished = args.result_path and (args.result_path / "metrics.json").is_file()
+    is_calibrated = is_finished and (args.run / CALIBRATION).is_file()
+    if is_calibrated and load_calibration(args.run).finer == network.finer_identity:
+        require_row_of(args.result_path, args.run, data_path)
+        print(f"{args.result_path} is finished")
+        return
     tiles = load_tiles(data_path, "train", args.workers, readers_of_run(args.run, args, args.data_path is None),
                        args.crs)
     unseen = unseen_by(args.run, args.halves, tiles)

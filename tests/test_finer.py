@@ -223,7 +223,7 @@ def test_with_rotations_the_evidence_is_of_the_answer_that_finer_cells_put_first
     network = replace(structure_network(8), finer=structure_network(4))
     search = Search(network, image[60:160, 70:170], np.linspace(-15, 15, 3), 50.0)
     search.look_at(map_of(network, image))
-    first, = [answer for answer in search._refined_answers()][:1]
+    first = search._refined_answers()[0]
     other = replace(first, rotation=first.rotation + 7, x=first.x + 30)
     monkeypatch.setattr(search, "_refined_answers", lambda: [other, first])
     answers = search.answers()
