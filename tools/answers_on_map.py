@@ -352,26 +352,27 @@ def picture(name, query, location, geo):
     figure.set_layout_engine(None)
     figure.subplots_adjust(left=0, right=1, bottom=STRIP, top=1, wspace=0.01)
     figure.set_facecolor("none")
-    figure.add_artist(plt.Rectangle((0, 0), 1, STRIP, color="white", zorder=-1))
+    figure.add_artist(plt.Rectangle((0, 0), 1, 0.95 * STRIP, color="white", linewidth=0, zorder=-1))
     for axis in (wide, near):
         axis.set_axis_off()
-    left, top, right, bottom = view_of(query, location)
+    left, top, right, bottom = view = view_of(query, location)
     factor = max(1, max(right - left, bottom - top) // MOST_SHOWN)
     ground = geo.read(left, top, right - left, bottom - top)[0][::factor, ::factor]
     # Grey, and neither black nor white: scores and lines are what has a colour.
     wide.imshow(ground.mean(-1), extent=(left, right, bottom, top), cmap="gray", vmin=-90, vmax=300)
     heat = draw_scores(wide, location)
-    handles = draw_footprints(wide, query, location)
+    handles = draw_footprints(wide, query, location, view)
     wide.set(xlim=(left, right), ylim=(bottom, top))
     near.imshow(checkerboard(query, location.answers[0], geo))
 
-    figure.text(0.008, 0.72 * STRIP, f"{readable(name)}: {location.status}", va="center", parse_math=False)
+    figure.text(0.008, 0.72 * STRIP, f"{readable(name)}: {location.status}", va="center", fontsize=9,
+                parse_math=False)
     figure.legend(handles=handles, loc="center left", bbox_to_anchor=(0.004, 0.27 * STRIP), ncols=len(handles),
-                  borderaxespad=0, columnspacing=1.5, markerscale=0.4)
+                  fontsize=9, handlelength=2.5, borderaxespad=0, columnspacing=1.5, markerscale=0.4)
     bar = figure.colorbar(heat, cax=figure.add_axes((0.84, 0.55 * STRIP, 0.14, 0.15 * STRIP)), orientation="horizontal")
-    bar.ax.tick_params(labelsize=7, length=2, pad=1)
+    bar.ax.tick_params(labelsize=8, length=2, pad=1)
     bar.outline.set_linewidth(0.5)
-    figure.text(0.83, 0.62 * STRIP, "score where its middle would lie", va="center", ha="right", fontsize=7)
+    figure.text(0.83, 0.62 * STRIP, "score where its middle would lie", va="center", ha="right", fontsize=9)
     return png(figure)
 
 
@@ -388,23 +389,24 @@ def draw_scores(axis, location):
     """The score where the query's middle would lie, more opaque the higher it is; below the median nothing is drawn."""
     heat, extent = location.search.heat(location.answers[0])
     least = np.median(heat[heat > -1])                  # -1: where it cannot be
+    most = max(heat.max(), least + 1e-6)
     colours = plt.get_cmap("inferno")(np.linspace(0.2, 1, 256))
     colours[:, 3] = np.linspace(0, 1, 256)
-    return axis.imshow(heat, extent=extent, cmap=ListedColormap(colours), vmin=least, vmax=max(heat.max(), least + 1e-6))
+    return axis.imshow(heat, extent=extent, cmap=ListedColormap(colours), vmin=least, vmax=most)
 
 
-def draw_footprints(axis, query, location):
-    """Of all answers and, where the query has a georeference of its own, a ring where that puts its middle. Returns the
-    legend's handles."""
+def draw_footprints(axis, query, location, view):
+    """Of all answers and, where the query's own georeference puts its middle into the view, a ring about that. Returns
+    the legend's handles. view: (left, top, right, bottom), px of the grid."""
     handles = {}
     for rank, answer in reversed(list(enumerate(location.answers, 1))):
-        status, width = (location.status, 2) if rank == 1 else ("alternative", 1)
+        status, width = (location.status, 3) if rank == 1 else ("alternative", 2)
         outline = footprint(query, answer)
         label = {"alternative": "next best", DASHED: "best place looked at"}.get(status, "answer")
         handles[label], = axis.plot(*np.concatenate([outline, outline[:1]]).T, color=COLOURS[status], label=label,
-                                    linewidth=width, linestyle="--" if status == DASHED else "-",
+                                    linewidth=width, linestyle=(0, (2.5, 1.2)) if status == DASHED else "-",
                                     path_effects=[Stroke(linewidth=width + 1.5, foreground="black"), Normal()])
-    if query.truth:
+    if query.truth and np.all(np.less(view[:2], query.truth)) and np.all(np.less(query.truth, view[2:])):
         for colour, width in (("black", 3), ("white", 1)):
             ring, = axis.plot(*query.truth, "o", markersize=16, markerfacecolor="none", markeredgecolor=colour,
                               markeredgewidth=width)

@@ -20,8 +20,7 @@ BAR = 0.3                                               # of the map's width, wh
 MOST_NAMES = 30                                         # of footprints; more would cover the map and each other
 # What is said of a status beside the reason that an answer may have.
 MEANINGS = {"ambiguous": "Another place of this map is as likely, or more so.",
-            "not on this map": "More likely off this map than at the best place that was looked at, which has the "
-                               "figures below.",
+            "not on this map": "More likely off this map than at any place of it that was looked at.",
             "too little texture": "Its grey levels vary too little to be told from other ground.",
             "too much nodata": "Too little of it shows anything.",
             "resolution does not fit": "Its pixels are too large for what the network learned from."}
@@ -43,11 +42,12 @@ TEMPLATE = """{% macro mark(status) -%}
   .map { margin: 1rem 0; max-width: min(100%, 80vh * {{ width }} / {{ height }}); } svg { display: block; width: 100%; }
   .ground { position: relative; overflow: hidden; }
   svg a * { vector-effect: non-scaling-stroke; } path { fill: none; stroke: #000; stroke-width: 5px; }
-  polygon { fill-opacity: 0.15; stroke-width: 2.5px; } circle { stroke: #000; stroke-width: 1px; }
-  .no polygon { fill-opacity: 0; stroke-dasharray: 7 5; } svg a:hover polygon, svg a:focus polygon { fill-opacity: 0.5; }
-  .name { position: absolute; transform: translate(-50%, 0.5rem); max-width: 10rem; overflow: hidden; padding: 0 0.3rem;
-          text-overflow: ellipsis; white-space: nowrap; font-size: 0.8rem; border-radius: 3px; background: #000b;
-          color: #fff; text-decoration: none; }
+  polygon { fill-opacity: 0.15; stroke-width: 3px; } circle { stroke: #000; stroke-width: 1px; }
+  .no polygon { fill-opacity: 0; stroke-dasharray: 10 4; }
+  svg a:hover polygon, svg a:focus polygon { fill-opacity: 0.5; }
+  .name { position: absolute; transform: translate(-50%, 0.5rem); max-width: 10rem; overflow: hidden;
+          text-overflow: ellipsis; white-space: nowrap; font-size: 0.8rem; padding: 0 0.3rem; border-radius: 3px;
+          background: #000b; color: #fff; text-decoration: none; }
   .bar { border: solid currentColor; border-width: 0 2px 3px; text-align: center; white-space: nowrap;
          font-size: 0.85rem; box-sizing: border-box; margin-top: 0.3rem; }
   .mark { display: inline-block; width: 1.6em; border-top: 4px solid; margin-right: 0.4em; vertical-align: 0.25em; }
@@ -56,10 +56,11 @@ TEMPLATE = """{% macro mark(status) -%}
   .query { display: grid; grid-template-columns: minmax(0, 30rem) minmax(0, 1fr); gap: 0 1.2rem; padding: 1rem 0;
            border-top: 1px solid #ccc; } .query:target { background: #8883; }
   /* Of the picture what lies above its legend, which would be too small to be read. */
-  .query img { display: block; width: 100%; aspect-ratio: {{ shape }}; object-fit: cover; object-position: top; } h2 { font-size: 1rem; margin: 0 0 0.4rem; } p { margin: 0.3rem 0; }
+  .query img { display: block; width: 100%; aspect-ratio: {{ shape }}; object-fit: cover; object-position: top; }
+  h2 { font-size: 1rem; margin: 0 0 0.4rem; } p { margin: 0.3rem 0; }
   .query > * { overflow-wrap: anywhere; } dl { display: grid; grid-template-columns: auto 1fr; gap: 0 0.8rem; }
   dl { margin: 0; font-variant-numeric: tabular-nums; } dt { color: #666; } dd { margin: 0; }
-  @media (max-width: 40rem) { .query { grid-template-columns: minmax(0, 1fr); } }
+  @media (max-width: 40rem) { .query { grid-template-columns: minmax(0, 1fr); gap: 0.6rem 0; } }
   @media (prefers-color-scheme: dark) {
     body { color: #ddd; background: #16181b; } a { color: #7cc4f0; } dt { color: #aaa; }
     .query { border-color: #444; }
@@ -159,7 +160,8 @@ def entry(line, geo):
         middle = outline.mean(0).round(1).tolist()
     if "x" in row:
         place = f"{row['x']:.6f}, {row['y']:.6f}" if geo.map_crs.is_geographic else f"{row['x']:.1f}, {row['y']:.1f}"
-        figures = [("x, y", place), ("rotation", f"{row['rotation']:g}° clockwise"), ("score", f"{row['score']:g}")]
+        figures = [("best place" if row["status"] == DASHED else "x, y", place),
+                   ("rotation", f"{row['rotation']:g}° clockwise"), ("score", f"{row['score']:g}")]
     if row["status"] in WITH_A_PLACE:
         figures[1:1] = [("90% within", f"{row['radius']:g} m"), ("probability", f"{row['probability']:g}")]
     picture = next((link for name, link in files.items() if name.endswith(".png")), "")
