@@ -406,7 +406,7 @@ def draw_footprints(axis, query, location, view):
         handles[label], = axis.plot(*np.concatenate([outline, outline[:1]]).T, color=COLOURS[status], label=label,
                                     linewidth=width, linestyle=(0, (2.5, 1.2)) if status == DASHED else "-",
                                     path_effects=[Stroke(linewidth=width + 1.5, foreground="black"), Normal()])
-    if query.truth and np.all(np.less(view[:2], query.truth)) and np.all(np.less(query.truth, view[2:])):
+    if query.truth is not None and np.all(np.clip(query.truth, view[:2], view[2:]) == query.truth):
         for colour, width in (("black", 3), ("white", 1)):
             ring, = axis.plot(*query.truth, "o", markersize=16, markerfacecolor="none", markeredgecolor=colour,
                               markeredgewidth=width)
