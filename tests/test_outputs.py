@@ -459,6 +459,8 @@ def test_what_is_not_on_this_map_has_a_best_place_and_no_probability(tmp_path):
         assert (f"<dt>{'x, y' if has else 'best place'}</dt><dd>{LEFT + 1000:.1f}, {TOP - 800:.1f}</dd>" in text
                 and "<dt>score</dt><dd>0.21</dd>" in text and ("<dt>probability</dt>" in text) == has)
         assert 'class="yes"' in text if has else 'class="no"' in text
+        assert 'class="name"' in text
+    assert 'class="name"' not in page([{"rows": rows, "shapes": shapes, "files": []}] * 31, geo), "too many to be read"
     flat = {"query": "q", "rank": 1, "status": "too little texture", "reason": ""}
     assert "grey levels vary too little" in page([{"rows": [flat], "shapes": [], "files": []}], geo), "no row is empty"
 
@@ -483,7 +485,8 @@ def test_a_picture_is_transparent_beside_the_map_and_not_behind_its_legend(answe
     image = np.array(Image.open(answered.out / "here.png"))
     panel, legend = np.split(image, [round(len(image) * (1 - STRIP)) + 3])
     green = np.abs(image[..., :3].astype(int) - (0, 158, 115)).max(-1) < 20
-    assert image.shape[2] == 4 and (legend[5:, ..., 3] == 255).all() and (legend[..., :3] > 250).all(-1).mean() > 0.8
+    assert (panel[:-3, image.shape[1] // 2, 3] == 0).all(), "between the two"
+    assert (legend[5:, ..., 3] == 255).all() and (legend[..., :3] > 250).all(-1).mean() > 0.8
     assert green[:len(panel)].sum() > 1000 and green[len(panel):].sum() > 100, "the answer, and its line in the legend"
 
 

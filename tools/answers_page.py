@@ -18,12 +18,10 @@ from tools.answers_on_map import COLOURS, DASHED, PICTURE, STRIP, counted
 MOST_SIDE, MOST_BYTES, QUALITIES = 1000, 300 * 1024, (85, 70, 50, 30)         # of the picture of the map
 BAR = 0.3                                               # of the map's width, which its scale bar does not exceed
 MOST_NAMES = 30                                         # of footprints; more would cover the map and each other
-# What is said of a status beside the reason that an answer may have.
+# What is said of a status that may have no reason, beside that.
 MEANINGS = {"ambiguous": "Another place of this map is as likely, or more so.",
             "not on this map": "More likely off this map than at any place of it that was looked at.",
-            "too little texture": "Its grey levels vary too little to be told from other ground.",
-            "too much nodata": "Too little of it shows anything.",
-            "resolution does not fit": "Its pixels are too large for what the network learned from."}
+            "too little texture": "Its grey levels vary too little to be told from other ground."}
 
 TEMPLATE = """{% macro mark(status) -%}
 <span class="mark{{ ' no' if status == dashed }}" style="color: {{ colours[status] }}"></span>
