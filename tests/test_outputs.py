@@ -111,6 +111,7 @@ def test_a_geopackage_across_the_antimeridian_is_in_one_piece(tmp_path):
     assert [file.name for file in tmp_path.iterdir() if "part" in file.name] == []
     shape = geopandas.read_file(tmp_path / "answers.gpkg", layer="footprints")
     assert shape.crs == "EPSG:4326" and shape["query"][0] == "caf\N{REPLACEMENT CHARACTER}"
+    assert shape["probability"].dtype == float and shape["probability"].isna().all(), "numbers, if there were any"
     west, south, east, north = shape.total_bounds
     assert 179.98 < west < 180 < east < 180.02 and -17.03 < south < north < -17
     write_package(tmp_path / "answers.gpkg", [], geo)

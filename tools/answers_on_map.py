@@ -22,6 +22,7 @@ from shared.reading.raster import SUFFIXES
 from tools.figures import GREEN, GREY, ORANGE, SAR, SKY, panels, plt, png
 
 COLUMNS = ("query", "rank", "x", "y", "crs", "rotation", "scale", "score", "probability", "radius", "status", "reason")
+NUMBERS = ("x", "y", "rotation", "scale", "score", "probability", "radius")
 # The files that there may be of a query.
 OF_A_QUERY = (".tif", ".png", ".points", ".tie_points.csv", ".gcps.tif", ".warped.tif")
 JOURNAL, TABLE, SHAPES = "answers.jsonl", "answers.csv", "answers.geojson"
@@ -285,6 +286,7 @@ def write_package(file, shapes, geo):
                      "covariance_m2": json.dumps(each["properties"]["covariance_m2"])} for each in chosen]
             places = [transform(on_map, shape(each["geometry"])) for each in chosen]
             frame = geopandas.GeoDataFrame(rows, columns=columns, geometry=places, crs=geo.map_crs)
+            frame = frame.astype(dict.fromkeys(NUMBERS, float))       # a column of numbers also where all are empty
             try:
                 frame.to_file(beside, layer=layer, driver="GPKG", engine="pyogrio",
                               geometry_type="Point" if part == "centre" else "Polygon")
