@@ -25,15 +25,18 @@ from rasterio.enums import ColorInterp, Resampling
 from rasterio.transform import from_origin
 from rasterio.warp import reproject
 
+from shared.mapping.calibration import OUTCOMES
 from shared.mapping.localization import Answer
-from shared.mapping.locator import Query
+from shared.mapping.locator import Location, Query
 from shared.mapping.maps import GeoMap
 from shared.plumbing.errors import InputError, OutputError
 from shared.reading.raster import Reader
 from tools import locate as locate_tool
-from tools.answers_on_map import AT_THE_END, COLUMNS, JOURNAL, OF_A_QUERY, SHAPES, TABLE, shapes_of, write_package
+from tools.answers_on_map import (AT_THE_END, COLOURS, COLUMNS, JOURNAL, OF_A_QUERY, STRIP, SHAPES, TABLE, describe,
+                                  draw_footprints, shapes_of, summary, write_package)
 from tools.answers_page import overview, page, scale_bar
 from tools.control_points import copy_with_points, points_of_answer, warp_by_points
+from tools.figures import panels, plt
 from tools.tie_points import turned_to
 
 
@@ -84,6 +87,10 @@ def test_a_geopackage_holds_what_geojson_does_in_the_maps_crs(answered):
             for key, value in properties.items():
                 value = json.dumps(value) if key == "covariance_m2" else value
                 assert got[key] == value or (value is None and got.isna()[key]), key
+    for layer in layers.values():
+        assert [*layer.columns] == [*COLUMNS, "covariance_m2", "part", "geometry"]
+        for row, (_, got) in zip(rows, layer.iterrows()):
+            assert {name: "" if got.isna()[name] else str(got[name]) for name in COLUMNS} == row, "as in answers.csv"
     for row, point, shape in zip(rows, layers["centres"].geometry, layers["footprints"].geometry):
         place = float(row["x"]), float(row["y"])
         assert (point.x, point.y) == pytest.approx(place, abs=0.006)
@@ -105,6 +112,7 @@ def test_a_geopackage_across_the_antimeridian_is_in_one_piece(tmp_path):
     assert [file.name for file in tmp_path.iterdir() if "part" in file.name] == []
     shape = geopandas.read_file(tmp_path / "answers.gpkg", layer="footprints")
     assert shape.crs == "EPSG:4326" and shape["query"][0] == "caf\N{REPLACEMENT CHARACTER}"
+    assert shape["probability"].dtype == float and shape["probability"].isna().all(), "numbers, if there were any"
     west, south, east, north = shape.total_bounds
     assert 179.98 < west < 180 < east < 180.02 and -17.03 < south < north < -17
     write_package(tmp_path / "answers.gpkg", [], geo)
@@ -380,7 +388,7 @@ def test_the_page_is_one_file_that_fetches_nothing(answered):
     assert "1 located (90% within" in text and "1 too little texture" in text
     links = re.findall(r'(?:src|href)="([^"]*)"', text)
     beside = [link for link in links if not link.startswith(("data:", "#"))]
-    assert sorted(beside) == sorted(file.name for file in answered.out.glob("here.*")) and len(beside) == 4
+    assert set(beside) == {file.name for file in answered.out.glob("here.*")} and len(set(beside)) == 4
     jpeg = base64.b64decode(re.search(r"data:image/jpeg;base64,([^\"]*)", text)[1])
     assert len(jpeg) <= 300 * 1024
     seen, true = (cv2.GaussianBlur(np.array(image, float), (0, 0), 2)
@@ -423,10 +431,76 @@ def test_the_page_shows_where_queries_lie(browser, answered):
     colours = browser.execute_script("return [...document.querySelectorAll('polygon')].map("
                                      "one => getComputedStyle(one).stroke)")
     assert colours == ["rgb(0, 158, 115)"], "located, in green"
+    (name, size, x, y), (left, top, right, bottom), shape = browser.execute_script(
+        "const n = document.querySelector('.name'), at = n.getBoundingClientRect(),"
+        "p = document.querySelector('polygon').getBoundingClientRect(),"
+        "i = document.images[0], b = i.getBoundingClientRect();"
+        "return [[n.textContent, parseFloat(getComputedStyle(n).fontSize), at.x + at.width / 2, at.y],"
+        "[p.left, p.top, p.right, p.bottom], b.width / b.height * i.naturalHeight / i.naturalWidth]")
+    assert name == "here" and size >= 12 and x == pytest.approx((left + right) / 2, abs=1) and top < y < bottom
+    assert shape == pytest.approx(1 / (1 - STRIP), rel=0.01), "the picture without its legend, which is too small there"
     assert browser.execute_script("document.querySelector('svg a').dispatchEvent(new MouseEvent('click',"
                                   "{bubbles: true, cancelable: true, view: window}));"
                                   "return document.querySelector('.query:target h2').textContent.trim()"
                                   ) == "here: located"
+
+
+def test_what_is_not_on_this_map_has_a_best_place_and_no_probability(tmp_path):
+    """Which would be among this map's places, and 1.0 where the best of them leads."""
+    geo = GeoMap(write_map(tmp_path / "map.tif", ground(200), from_origin(LEFT, TOP, 10, 10)), 10.0, Reader("opt"))
+    query = SimpleNamespace(pixels=np.zeros((50, 50, 3), np.uint8))
+    answers = [Answer(0, 100.0, 80.0, 30.0, 0.21, probability=1.0), Answer(0, 60.0, 80.0, 0.0, 0.2)]
+    search = SimpleNamespace(zoom_of=lambda answer: 1.0)
+    for status in ("not on this map", "ambiguous"):
+        rows = describe("q", query, Location(status, "", answers, 500.0, search), geo)
+        has = status == "ambiguous"
+        assert [row.get("probability") for row in rows] == ([1.0, 0.0] if has else [None, None])
+        assert [row.get("radius") for row in rows] == ([500.0, None] if has else [None, None])
+        shapes = shapes_of(query, answers, rows, geo)
+        assert {shape["properties"]["part"] for shape in shapes} == {"footprint", "centre", *["90% radius"] * has}
+        text = page([{"rows": rows, "shapes": shapes, "files": []}], geo)
+        assert (f"<dt>{'x, y' if has else 'best place'}</dt><dd>{LEFT + 1000:.1f}, {TOP - 800:.1f}</dd>" in text
+                and "<dt>score</dt><dd>0.21</dd>" in text and ("<dt>probability</dt>" in text) == has)
+        assert 'class="yes"' in text if has else 'class="no"' in text
+        assert 'class="name"' in text
+    assert 'class="name"' not in page([{"rows": rows, "shapes": shapes, "files": []}] * 31, geo), "too many to be read"
+    flat = {"query": "q", "rank": 1, "status": "too little texture", "reason": ""}
+    assert "grey levels vary too little" in page([{"rows": [flat], "shapes": [], "files": []}], geo), "no row is empty"
+
+
+@pytest.mark.parametrize("status, label", [("located", "answer"), ("ambiguous", "answer"),
+                                           ("not on this map", "best place looked at")])
+def test_a_picture_has_the_colours_of_the_page(status, label):
+    figure, (axis,) = panels()
+    query = SimpleNamespace(pixels=np.zeros((50, 50, 3), np.uint8), truth=(42.0, 40.0))
+    answers = [Answer(0, 40.0, 40.0, 0.0, 0.5), Answer(0, 90.0, 40.0, 0.0, 0.4)]
+    location = Location(status, answers=answers)
+    handles = draw_footprints(axis, query, location, (0, 0, 200, 200))
+    beside = draw_footprints(axis, query, location, (50, 0, 200, 200))
+    plt.close(figure)
+    assert len(beside) == 2, "no ring where it lies beside what is shown, nor in the legend"
+    assert [handle.get_label() for handle in handles] == [label, "next best", "own georeference"]
+    assert [handle.get_color() for handle in handles[:2]] == [COLOURS[status], COLOURS["alternative"]]
+    assert handles[0].is_dashed() == (status == "not on this map")
+
+
+def test_a_picture_is_transparent_beside_the_map_and_not_behind_its_legend(answered):
+    image = np.array(Image.open(answered.out / "here.png"))
+    panel, legend = np.split(image, [round(len(image) * (1 - STRIP)) + 3])
+    green = np.abs(image[..., :3].astype(int) - (0, 158, 115)).max(-1) < 20
+    assert (panel[:-3, image.shape[1] // 2, 3] == 0).all(), "between the two"
+    assert (legend[5:, ..., 3] == 255).all() and (legend[..., :3] > 250).all(-1).mean() > 0.8
+    assert green[:len(panel)].sum() > 1000 and green[len(panel):].sum() > 100, "the answer, and its line in the legend"
+
+
+def test_statuses_are_counted_in_the_order_of_the_page_on_use():
+    text = (ROOT / "docs/use.md").read_text()
+    table = text[text.index("| status | when |"):].split("\n\n")[0]
+    named = [name for line in table.splitlines()[2:] for name in re.findall(r"`([^`]*)`", line.split("|")[1])]
+    assert [*named, "alternative"] == [*COLOURS] and {*OUTCOMES} < {*named}
+    rows = [{"status": status, "radius": radius} for status, radius in
+            (("error", None), ("not on this map", None), ("error", None), ("located", 30.0), ("located", 50.0))]
+    assert summary(rows) == "2 located (90% within 40 m in the median), 1 not on this map, 2 error"
 
 
 @pytest.mark.parametrize("width, scheme", [(390, "light"), (390, "dark"), (1200, "dark")])

@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 import rasterio
 from filelock import FileLock, Timeout
+from matplotlib.colors import ListedColormap
+from matplotlib.patheffects import Normal, Stroke
 from rasterio.transform import from_origin
 
 from shared.mapping.locator import WITH_A_PLACE
@@ -19,16 +21,23 @@ from shared.mapping.turned import turn
 from shared.plumbing.errors import InputError, OutputError
 from shared.plumbing.files import append_text, halves_of, make_folder, write_bytes, write_text, written_beside
 from shared.reading.raster import SUFFIXES
-from tools.figures import CYCLE, SAR, panels, png
+from tools.figures import GREEN, GREY, ORANGE, SAR, SKY, panels, plt, png
 
 COLUMNS = ("query", "rank", "x", "y", "crs", "rotation", "scale", "score", "probability", "radius", "status", "reason")
+NUMBERS = ("x", "y", "rotation", "scale", "score", "probability", "radius")
 # The files that there may be of a query.
 OF_A_QUERY = (".tif", ".png", ".points", ".tie_points.csv", ".gcps.tif", ".warped.tif")
 JOURNAL, TABLE, SHAPES, LOCK = "answers.jsonl", "answers.csv", "answers.geojson", ".answers.lock"
 PACKAGE, PAGE = "answers.gpkg", "answers.html"
 AT_THE_END = PACKAGE, PAGE                              # what is written besides, when all is answered
 LAYERS = {"footprints": "footprint", "centres": "centre", "radii": "90% radius"}     # the parts of a package's layers
+# Every status, in the order in which they are counted, and its colour in pictures and on the page.
+COLOURS = {"located": GREEN, "ambiguous": ORANGE, "not on this map": SAR, "too little texture": GREY,
+           "too much nodata": GREY, "resolution does not fit": GREY, "error": GREY, "alternative": SKY}
+DASHED = "not on this map"                              # the status whose place is no answer: its line is dashed
 MOST_SHOWN, SQUARE = 1200, 32                           # px of the picture of a map, and of the checkerboard's squares
+PICTURE, STRIP = (9, 4.95), 1 / 11                      # inches of a picture, and the legend's share of its height
+OWN_PLACE = "own georeference"                          # what the legend calls the place that a query tells itself
 
 
 def list_queries(given):
@@ -225,7 +234,10 @@ def _as_csv(rows):
 
 
 def describe(name, query, location, geo):
-    """Rows of answers.csv, best first; one without a place where there is no answer."""
+    """Rows of answers.csv, best first; one without a place where there is no answer.
+
+    Probability and radius are those of a query that lies on this map: one that does not has neither.
+    """
     if not location.answers:
         return [{"query": name, "rank": 1, "status": location.status, "reason": location.reason}]
     rows, digits = [], 7 if geo.map_crs.is_geographic else 2          # about a centimetre
@@ -233,11 +245,13 @@ def describe(name, query, location, geo):
         x, y = geo.to_map(answer.x, answer.y)
         row = {"query": name, "rank": rank, "x": round(x, digits), "y": round(y, digits),
                "crs": name_of_crs(geo.map_crs), "rotation": round(answer.rotation % 360, 2),
-               "score": round(answer.score, 4), "probability": round(answer.probability, 4),
-               "status": location.status if rank == 1 else "alternative"}
+               "score": round(answer.score, 4), "status": location.status if rank == 1 else "alternative"}
+        if location.has_place:
+            row["probability"] = round(answer.probability, 4)
         if rank == 1:
-            row.update(scale=round(location.search.zoom_of(answer), 3), radius=round(location.radius, 1),
-                       reason=location.reason)
+            row.update(scale=round(location.search.zoom_of(answer), 3), reason=location.reason)
+        if rank == 1 and location.has_place:
+            row["radius"] = round(location.radius, 1)
         rows.append(row)
     return rows
 
@@ -257,12 +271,13 @@ def footprint(query, answer):
 
 
 def shapes_of(query, answers, rows, geo):
-    """GeoJSON features (RFC 7946): of each answer its footprint, with the figures as properties, and its centre."""
+    """GeoJSON features (RFC 7946): of each answer its footprint, its centre and the circle of its radius, each with the
+    columns of its row, the covariance and the part as properties."""
     shapes = []
     for answer, row in zip(answers, rows):
         # Outer rings go counter-clockwise (section 3.1.6): the corners as they are go clockwise.
         corners = [list(map(float, geo.to_lonlat(*corner))) for corner in footprint(query, answer)[::-1]]
-        properties = {name: row.get(name) for name in COLUMNS if name not in ("x", "y", "crs", "reason")}
+        properties = {name: row.get(name) for name in COLUMNS}
         (xx, xy), (_, yy) = np.array(answer.covariance) * geo.metres ** 2
         properties["covariance_m2"] = [round(xx, 1), round(-xy, 1), round(yy, 1)]         # east, both, north
         centre = list(map(float, geo.to_lonlat(answer.x, answer.y)))
@@ -290,15 +305,15 @@ def write_package(file, shapes, geo):
     def on_map(longitude, latitude):
         return geo.to_map(*geo.from_lonlat(np.asarray(longitude), np.asarray(latitude)))
 
-    columns = [name for name in COLUMNS if name not in ("x", "y", "reason")] + ["covariance_m2", "part"]
+    columns = [*COLUMNS, "covariance_m2", "part"]
     with written_beside(file) as beside:
         for layer, part in LAYERS.items():
             chosen = [each for each in shapes if each["properties"]["part"] == part]
-            rows = [{**each["properties"], "crs": name_of_crs(geo.map_crs),
-                     "query": each["properties"]["query"].encode(errors="surrogateescape").decode(errors="replace"),
+            rows = [{**each["properties"], "query": readable(each["properties"]["query"]),
                      "covariance_m2": json.dumps(each["properties"]["covariance_m2"])} for each in chosen]
             places = [transform(on_map, shape(each["geometry"])) for each in chosen]
             frame = geopandas.GeoDataFrame(rows, columns=columns, geometry=places, crs=geo.map_crs)
+            frame = frame.astype(dict.fromkeys(NUMBERS, float))       # a column of numbers also where all are empty
             try:
                 frame.to_file(beside, layer=layer, driver="GPKG", engine="pyogrio",
                               geometry_type="Point" if part == "centre" else "Polygon")
@@ -307,6 +322,11 @@ def write_package(file, shapes, geo):
                 raise OutputError(f"{file} cannot be written ({error})")
             if not is_whole:
                 raise OutputError(f"{file} cannot be written: the disk is full")
+
+
+def readable(name):
+    """A file's name as text that can be encoded: of bytes that are no UTF-8 a sign that says so."""
+    return name.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def line_of(rows):
@@ -319,13 +339,20 @@ def line_of(rows):
     return text + (f"; {row['reason']}" if row["reason"] else "")
 
 
-def summary(rows):
-    """One line on the first rows of all queries: how many have which status, and the median radius of the located."""
+def counted(rows):
+    """{status: words}, in the order of COLOURS, of the first rows of all queries: how many have it, and the median
+    radius of the located."""
     counts = Counter(row["status"] for row in rows)
+    words = {status: f"{counts[status]} {status}" for status in sorted(counts, key=list(COLOURS).index)}
     radii = [row["radius"] for row in rows if row["status"] == "located"]
-    median = f" (90% within {np.median(radii):.0f} m in the median)" if radii else ""
-    return ", ".join(f"{count} {status}{median if status == 'located' else ''}"
-                     for status, count in counts.most_common())
+    if radii:
+        words["located"] += f" (90% within {np.median(radii):.0f} m in the median)"
+    return words
+
+
+def summary(rows):
+    """One line on the first rows of all queries."""
+    return ", ".join(counted(rows).values())
 
 
 def warp(query, answer, geo, file, field=None):
@@ -348,35 +375,83 @@ def warp(query, answer, geo, file, field=None):
 
 
 def picture(name, query, location, geo):
-    """PNG: the map about the answers with the heat of the score, footprints of the answer and of the runners-up; and a
-    checkerboard of query and map."""
-    answers, search, area = location.answers, location.search, location.area
-    corners = np.concatenate([footprint(query, answer) for answer in answers])
-    reach = max(query.pixels.shape[:2])
-    left, top = np.maximum(corners.min(0) - reach, area[:2]).astype(int)
-    right, bottom = np.minimum(corners.max(0) + reach, area[2:]).astype(int)
-    figure, (wide, near) = panels(2, width=4.5, height=4.5)
+    """PNG: left the map about the answers with their footprints and the upper half of the scores; right a checkerboard
+    of query and map; below the name and a legend. Transparent beside a map that does not fill its half."""
+    figure, (wide, near) = panels(2, width=PICTURE[0] / 2, height=PICTURE[1])
+    figure.set_layout_engine(None)
+    figure.subplots_adjust(left=0, right=1, bottom=STRIP, top=1, wspace=0.01)
+    figure.set_facecolor("none")
+    figure.add_artist(plt.Rectangle((0, 0), 1, 0.95 * STRIP, color="white", linewidth=0, zorder=-1))
+    for axis in (wide, near):
+        axis.set_axis_off()
+    left, top, right, bottom = view = view_of(query, location)
     factor = max(1, max(right - left, bottom - top) // MOST_SHOWN)
-    wide.imshow(geo.read(left, top, right - left, bottom - top)[0][::factor, ::factor],
-                extent=(left, right, bottom, top))
-    heat, extent = search.heat(answers[0])
-    middle = np.median(heat[heat > -1])                 # -1: where it cannot be
-    heat = ((heat - middle) / max(heat.max() - middle, 1e-9)).clip(0, 1)          # the upper half of the scores shows
-    wide.imshow(heat, extent=extent, cmap="inferno", alpha=0.8 * heat)
-    for rank, answer in reversed(list(enumerate(answers))):
-        outline = footprint(query, answer)
-        colour, width = (SAR, 2) if rank == 0 else (CYCLE[5], 1)
-        wide.plot(*np.concatenate([outline, outline[:1]]).T, color=colour, linewidth=width)
-    wide.set(xlim=(left, right), ylim=(bottom, top), title=f"{name}: {location.status}", xticks=(), yticks=())
+    ground = geo.read(left, top, right - left, bottom - top)[0][::factor, ::factor]
+    # Grey, and neither black nor white: scores and lines are what has a colour.
+    wide.imshow(ground.mean(-1), extent=(left, right, bottom, top), cmap="gray", vmin=-90, vmax=300)
+    heat = draw_scores(wide, location)
+    handles = draw_footprints(wide, query, location, view)
+    wide.set(xlim=(left, right), ylim=(bottom, top))
+    near.imshow(checkerboard(query, location.answers[0], geo))
 
-    views, masks = turn(query.pixels, [answers[0].rotation], shown=query.shown)
+    figure.text(0.008, 0.72 * STRIP, f"{readable(name)}: {location.status}", va="center", fontsize=9,
+                parse_math=False)
+    figure.legend(handles=handles, loc="center left", bbox_to_anchor=(0.004, 0.27 * STRIP), ncols=len(handles),
+                  fontsize=9, handlelength=2.5, borderaxespad=0, columnspacing=1.5, markerscale=0.4)
+    bar = figure.colorbar(heat, cax=figure.add_axes((0.84, 0.55 * STRIP, 0.14, 0.15 * STRIP)), orientation="horizontal")
+    bar.ax.tick_params(labelsize=8, length=2, pad=1)
+    bar.outline.set_linewidth(0.5)
+    figure.text(0.83, 0.62 * STRIP, "score where its middle would lie", va="center", ha="right", fontsize=9)
+    return png(figure)
+
+
+def view_of(query, location):
+    """(left, top, right, bottom), px of the grid, about the footprints of all answers, in what was searched."""
+    corners = np.concatenate([footprint(query, answer) for answer in location.answers])
+    reach = max(query.pixels.shape[:2])
+    left, top = np.maximum(corners.min(0) - reach, location.area[:2]).astype(int)
+    right, bottom = np.minimum(corners.max(0) + reach, location.area[2:]).astype(int)
+    return left, top, right, bottom
+
+
+def draw_scores(axis, location):
+    """The score where the query's middle would lie, more opaque the higher it is; below the median nothing is drawn."""
+    heat, extent = location.search.heat(location.answers[0])
+    least = np.median(heat[heat > -1])                  # -1: where it cannot be
+    most = max(heat.max(), least + 1e-6)
+    colours = plt.get_cmap("inferno")(np.linspace(0.2, 1, 256))
+    colours[:, 3] = np.linspace(0, 1, 256)
+    return axis.imshow(heat, extent=extent, cmap=ListedColormap(colours), vmin=least, vmax=most)
+
+
+def draw_footprints(axis, query, location, view):
+    """Of all answers and, where the query's own georeference puts its middle into the view, a ring about that. Returns
+    the legend's handles. view: (left, top, right, bottom), px of the grid."""
+    handles = {}
+    for rank, answer in reversed(list(enumerate(location.answers, 1))):
+        status, width = (location.status, 3) if rank == 1 else ("alternative", 2)
+        outline = footprint(query, answer)
+        label = {"alternative": "next best", DASHED: "best place looked at"}.get(status, "answer")
+        handles[label], = axis.plot(*np.concatenate([outline, outline[:1]]).T, color=COLOURS[status], label=label,
+                                    linewidth=width, linestyle=(0, (2.5, 1.2)) if status == DASHED else "-",
+                                    path_effects=[Stroke(linewidth=width + 1.5, foreground="black"), Normal()])
+    if query.truth is not None and np.all(np.clip(query.truth, view[:2], view[2:]) == query.truth):
+        for colour, width in (("black", 3), ("white", 1)):
+            ring, = axis.plot(*query.truth, "o", markersize=16, markerfacecolor="none", markeredgecolor=colour,
+                              markeredgewidth=width)
+            handles.setdefault(OWN_PLACE, ring).set_label(OWN_PLACE)
+    order = ("answer", "best place looked at", "next best", OWN_PLACE)
+    return [handles[label] for label in order if label in handles]
+
+
+def checkerboard(query, answer, geo):
+    """(h, w, 3) uint8: in turns a square of the query, north up, and of the map under it."""
+    views, masks = turn(query.pixels, [answer.rotation], shown=query.shown)
     side = views.shape[1]
-    x, y = round(answers[0].x - side / 2), round(answers[0].y - side / 2)
+    x, y = round(answer.x - side / 2), round(answer.y - side / 2)
     first_x, first_y = max(0, -x), max(0, -y)
     last_x, last_y = min(side, geo.width - x), min(side, geo.height - y)
     ground, _ = geo.read(x + first_x, y + first_y, last_x - first_x, last_y - first_y)
     view, mask = (part[0, first_y:last_y, first_x:last_x] for part in (views, masks))
     squares = np.add.outer(np.arange(len(view)) // SQUARE, np.arange(view.shape[1]) // SQUARE) % 2 == 0
-    near.imshow(np.where((squares & mask)[..., None], view, ground))
-    near.set(title="checkerboard of query and map", xticks=(), yticks=())
-    return png(figure)
+    return np.where((squares & mask)[..., None], view, ground)

@@ -13,14 +13,20 @@ from PIL import Image
 
 from shared.mapping.locator import WITH_A_PLACE
 from shared.mapping.maps import GeoMap
-from tools.answers_on_map import summary
-from tools.figures import GREEN, ORANGE, SAR
+from tools.answers_on_map import COLOURS, DASHED, PICTURE, STRIP, counted
 
 MOST_SIDE, MOST_BYTES, QUALITIES = 1000, 300 * 1024, (85, 70, 50, 30)         # of the picture of the map
-COLOURS = {"located": GREEN, "ambiguous": ORANGE, "not on this map": SAR, "error": "#888"}
 BAR = 0.3                                               # of the map's width, which its scale bar does not exceed
+MOST_NAMES = 30                                         # of footprints; more would cover the map and each other
+# What is said of a status that may have no reason, beside that.
+MEANINGS = {"ambiguous": "Another place of this map is as likely, or more so.",
+            "not on this map": "More likely off this map than at any place of it that was looked at.",
+            "too little texture": "Its grey levels vary too little to be told from other ground."}
 
-TEMPLATE = """<!DOCTYPE html>
+TEMPLATE = """{% macro mark(status) -%}
+<span class="mark{{ ' no' if status == dashed }}" style="color: {{ colours[status] }}"></span>
+{%- endmacro -%}
+<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -32,19 +38,27 @@ TEMPLATE = """<!DOCTYPE html>
          background: #fff; }
   h1 { font-size: 1.5rem; overflow-wrap: anywhere; } a { color: #0072B2; }
   .map { margin: 1rem 0; max-width: min(100%, 80vh * {{ width }} / {{ height }}); } svg { display: block; width: 100%; }
-  polygon { fill-opacity: 0.15; stroke-width: 2px; vector-effect: non-scaling-stroke; }
-  svg a { filter: drop-shadow(0 0 1px #000); }
-  .no polygon { fill: none; stroke-dasharray: 4 4; } svg a:hover polygon, svg a:focus polygon { fill-opacity: 0.5; }
+  .ground { position: relative; overflow: hidden; }
+  svg a * { vector-effect: non-scaling-stroke; } path { fill: none; stroke: #000; stroke-width: 5px; }
+  polygon { fill-opacity: 0.15; stroke-width: 3px; } circle { stroke: #000; stroke-width: 1px; }
+  .no polygon { fill-opacity: 0; stroke-dasharray: 10 4; }
+  svg a:hover polygon, svg a:focus polygon { fill-opacity: 0.5; }
+  .name { position: absolute; transform: translate(-50%, 0.5rem); max-width: 10rem; overflow: hidden;
+          text-overflow: ellipsis; white-space: nowrap; font-size: 0.8rem; padding: 0 0.3rem; border-radius: 3px;
+          background: #000b; color: #fff; text-decoration: none; }
   .bar { border: solid currentColor; border-width: 0 2px 3px; text-align: center; white-space: nowrap;
          font-size: 0.85rem; box-sizing: border-box; margin-top: 0.3rem; }
-  .mark { display: inline-block; width: 0.8em; height: 0.8em; margin-right: 0.3em; border-radius: 50%; }
-  .counts { display: flex; flex-wrap: wrap; gap: 0 1.2rem; list-style: none; padding: 0; }
-  .query { display: grid; grid-template-columns: minmax(0, 26rem) minmax(0, 1fr); gap: 0 1.2rem; padding: 1rem 0;
+  .mark { display: inline-block; width: 1.6em; border-top: 4px solid; margin-right: 0.4em; vertical-align: 0.25em; }
+  .mark.no { border-top-style: dashed; }
+  .counts { display: flex; flex-wrap: wrap; gap: 0 1.5rem; list-style: none; padding: 0; }
+  .query { display: grid; grid-template-columns: minmax(0, 30rem) minmax(0, 1fr); gap: 0 1.2rem; padding: 1rem 0;
            border-top: 1px solid #ccc; } .query:target { background: #8883; }
-  .query img { width: 100%; background: #fff; } h2 { font-size: 1rem; margin: 0 0 0.4rem; } p { margin: 0.3rem 0; }
+  /* Of the picture what lies above its legend, which would be too small to be read. */
+  .query img { display: block; width: 100%; aspect-ratio: {{ shape }}; object-fit: cover; object-position: top; }
+  h2 { font-size: 1rem; margin: 0 0 0.4rem; } p { margin: 0.3rem 0; }
   .query > * { overflow-wrap: anywhere; } dl { display: grid; grid-template-columns: auto 1fr; gap: 0 0.8rem; }
   dl { margin: 0; font-variant-numeric: tabular-nums; } dt { color: #666; } dd { margin: 0; }
-  @media (max-width: 40rem) { .query { grid-template-columns: minmax(0, 1fr); } }
+  @media (max-width: 40rem) { .query { grid-template-columns: minmax(0, 1fr); gap: 0.6rem 0; } }
   @media (prefers-color-scheme: dark) {
     body { color: #ddd; background: #16181b; } a { color: #7cc4f0; } dt { color: #aaa; }
     .query { border-color: #444; }
@@ -53,33 +67,40 @@ TEMPLATE = """<!DOCTYPE html>
 </head>
 <body>
 <h1>{{ queries|length }} SAR images on {{ map }}</h1>
-<p id="summary">{{ summary }}</p>
+<ul class="counts">
+{% for status, words in counts.items() -%}
+<li>{{ mark(status) }}{{ words }}</li>
+{% endfor -%}
+</ul>
 <figure class="map">
+<div class="ground">
 <svg viewBox="0 0 {{ width }} {{ height }}" role="img" aria-label="the map with the footprints">
 <image href="data:image/jpeg;base64,{{ overview.jpeg }}" width="{{ overview.width }}" height="{{ overview.height }}"
   preserveAspectRatio="none"/>
 {% for query in queries if query.corners -%}
-<a href="#{{ query.anchor }}" class="{{ 'yes' if query.row.status in placed else 'no' }}">
+<a href="#{{ query.anchor }}" class="{{ 'no' if query.row.status == dashed else 'yes' }}">
   <title>{{ query.row.query }}: {{ query.row.status }}</title>
+  <path d="M{{ query.corners }}Z"/>
   <polygon points="{{ query.corners }}" fill="{{ query.colour }}" stroke="{{ query.colour }}"/>
   <circle cx="{{ query.middle[0] }}" cy="{{ query.middle[1] }}" r="{{ dot }}" fill="{{ query.colour }}"/></a>
 {% endfor -%}
 </svg>
+{% for query in queries if query.corners and is_named -%}
+<a class="name" href="#{{ query.anchor }}" style="left: {{ (100 * query.middle[0] / width)|round(2) }}%; top: {{
+  (100 * query.middle[1] / height)|round(2) }}%">{{ query.row.query }}</a>
+{% endfor -%}
+</div>
 <div class="bar" style="width: {{ bar.percent }}%">{{ bar.text }}</div>
 </figure>
-<ul class="counts">
-{% for status, (count, colour) in counts.items() -%}
-<li><span class="mark" style="background: {{ colour }}"></span>{{ count }} {{ status }}</li>
-{% endfor -%}
-</ul>
 <p>Coordinates in {{ crs }}; the map is searched at {{ "%.3g"|format(metres) }} m a pixel, north up. Dashed: the best
-place of a query that is taken not to be on this map.</p>
+place of a query that is taken not to be on this map. Beside each query: the footprint on the map, coloured by the score
+where its middle would lie, and a checkerboard of query and map; a click shows both larger, with a legend.</p>
 {% for query in queries -%}
 <section class="query" id="{{ query.anchor }}">
-<div>{% if query.picture %}<img src="{{ query.picture }}" alt="the map, the answers and a checkerboard of both"
-  loading="lazy">{% endif %}</div>
-<div><h2><span class="mark" style="background: {{ query.colour }}"></span>{{ query.row.query }}: {{ query.row.status }}
-</h2>
+<div>{% if query.picture %}<a href="{{ query.picture }}"><img src="{{ query.picture }}" loading="lazy"
+  alt="the map with the answers, and a checkerboard of query and map"></a>{% endif %}</div>
+<div><h2>{{ mark(query.row.status) }}{{ query.row.query }}: {{ query.row.status }}</h2>
+{% if query.row.status in meanings %}<p>{{ meanings[query.row.status] }}</p>{% endif %}
 {% if query.row.reason %}<p>{{ query.row.reason }}</p>{% endif %}
 <dl>{% for name, text in query.figures %}<dt>{{ name }}</dt><dd>{{ text }}</dd>{% endfor %}</dl>
 <p>{% for name, link in query.files %}<a href="{{ link }}">{{ name }}</a> {% endfor %}</p></div>
@@ -92,17 +113,14 @@ place of a query that is taken not to be on this map.</p>
 
 def page(answers, geo):
     """The page's text. answers: of each query its line of the journal."""
-    rows = [line["rows"][0] for line in answers]
-    counts = {}
-    for row in rows:
-        count, _ = counts.get(row["status"], (0, None))
-        counts[row["status"]] = count + 1, COLOURS.get(row["status"], COLOURS["error"])
-    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(TEMPLATE)
     queries = [{**entry(line, geo), "anchor": f"query{number}"} for number, line in enumerate(answers, 1)]
+    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(TEMPLATE)
     return template.render(map=Path(geo.file).name, width=geo.width, height=geo.height, metres=geo.metres,
-                           crs=geo.map_crs.name, overview=overview(geo), bar=scale_bar(geo), counts=counts,
-                           dot=round(max(geo.width, geo.height) / 250, 1), placed=WITH_A_PLACE, summary=summary(rows),
-                           queries=queries)
+                           crs=geo.map_crs.name, overview=overview(geo), bar=scale_bar(geo), colours=COLOURS,
+                           counts=counted([query["row"] for query in queries]), dashed=DASHED, meanings=MEANINGS,
+                           dot=round(max(geo.width, geo.height) / 250, 1), queries=queries,
+                           is_named=sum(query["corners"] != "" for query in queries) <= MOST_NAMES,
+                           shape=round(PICTURE[0] / (PICTURE[1] * (1 - STRIP)), 4))
 
 
 def overview(geo):
@@ -138,12 +156,13 @@ def entry(line, geo):
         outline = np.column_stack(geo.from_lonlat(*np.array(rings[0][:-1]).T)).round(1)
         corners = " ".join(f"{x:g},{y:g}" for x, y in outline)
         middle = outline.mean(0).round(1).tolist()
-    if row["status"] in WITH_A_PLACE:
-        figures = [("x, y", f"{row['x']:.6f}, {row['y']:.6f}" if geo.map_crs.is_geographic
-                    else f"{row['x']:.1f}, {row['y']:.1f}"),
-                   ("90% within", f"{row['radius']:g} m"), ("probability", f"{row['probability']:g}"),
+    if "x" in row:
+        place = f"{row['x']:.6f}, {row['y']:.6f}" if geo.map_crs.is_geographic else f"{row['x']:.1f}, {row['y']:.1f}"
+        figures = [("best place" if row["status"] == DASHED else "x, y", place),
                    ("rotation", f"{row['rotation']:g}° clockwise"), ("score", f"{row['score']:g}")]
+    if row["status"] in WITH_A_PLACE:
+        figures[1:1] = [("90% within", f"{row['radius']:g} m"), ("probability", f"{row['probability']:g}")]
     picture = next((link for name, link in files.items() if name.endswith(".png")), "")
-    return {"row": row, "colour": COLOURS.get(row["status"], COLOURS["error"]), "corners": corners, "middle": middle,
+    return {"row": row, "colour": COLOURS[row["status"]], "corners": corners, "middle": middle,
             "figures": figures, "picture": picture,
             "files": [(name, link) for name, link in files.items() if link != picture]}

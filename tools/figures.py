@@ -11,6 +11,7 @@ from shared.plumbing.files import write_bytes
 COLUMN = 3.5                                            # inches, the width of a paper's column
 # Okabe and Ito, "Color Universal Design", 2008.
 OPT, SAR, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
+GREY = "#888888"
 CYCLE = (OPT, SAR, GREEN, ORANGE, PURPLE, SKY, "black")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 

@@ -114,9 +114,8 @@ def main(args):
     if refused and len(refused) == len(files):
         raise several("none of --query can be looked for:", refused)
     print(*(f"error: {words}\n" for words in refused), sep="", end="", file=sys.stderr, flush=True)
-    for file in files:
-        if file not in asked:                           # answered before
-            print(line_of(journal.answers[file]["rows"]))
+    for file in () if asked else files:                 # all answered before: here they are once more
+        print(line_of(journal.answers[file]["rows"]))
     features = locator.features_of(geo, cache_of(args))
     for file in list(asked):
         query = asked.pop(file)                         # its pixels go with it

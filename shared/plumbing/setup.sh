@@ -18,7 +18,7 @@ elif ! command -v "$PYTHON" > /dev/null; then
   echo "error: PYTHON=$PYTHON is no program: give the path of a Python, or leave it out" >&2
   exit 2
 else
-  "$PYTHON" - "$PYTHON" "$1" <<'CHECK'
+  "$PYTHON" -c '
 import re, sys
 from importlib.util import find_spec
 modules = {"pillow": "PIL", "opencv-contrib-python-headless": "cv2", "scikit-learn": "sklearn"}
@@ -30,5 +30,5 @@ if lacking:
     print(f"error: PYTHON={python} lacks {', '.join(lacking)}: {python} -m pip install -r {requirements}",
           file=sys.stderr)
     sys.exit(2)
-CHECK
+' "$PYTHON" "$1"
 fi
