@@ -259,7 +259,7 @@ def test_a_folder_without_images_is_an_error_not_a_clean_bill(tmp_path):
     (tmp_path / "empty").mkdir()
     done = check(tmp_path / "empty", tmp_path / "out")
     assert (
-        done.returncode == 2 and "holds no image that can be read" in done.stderr and "no test place" not in done.stdout
+        done.returncode == 2 and "holds no data set" in done.stderr and "no test place" not in done.stdout
     )
     for modality in ("opt", "sar"):
         (tmp_path / "half/train" / modality).mkdir(parents=True)

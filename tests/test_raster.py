@@ -296,7 +296,7 @@ def test_what_gdal_opens_is_opened_and_what_not_is_one_sentence(tmp_path):
         archive.write(file, "x.tif")
     with open_raster(f"/vsizip/{tmp_path}/x.zip/x.tif") as source:
         assert np.array_equal(source.read(), bands)
-    with pytest.raises(InputError, match="--map .*none.tif cannot be opened"):
+    with pytest.raises(InputError, match="--map .*none.tif is not there"):
         open_raster(tmp_path / "none.tif", "--map")
     half = file.read_bytes()
     (tmp_path / "half.tif").write_bytes(half[:len(half) // 2])

@@ -27,8 +27,8 @@ python, requirements = sys.argv[1:]
 packages = [found[0] for line in open(requirements) if (found := re.match(r"[\w-]+", line))]
 lacking = [name for name in packages if name not in for_tests and find_spec(modules.get(name, name)) is None]
 if lacking:
-    print(f"error: PYTHON={python} lacks {', '.join(lacking)}: {python} -m pip install -r {requirements}",
-          file=sys.stderr)
+    names = ", ".join(lacking)
+    print(f"error: PYTHON={python} lacks {names}: {python} -m pip install -r {requirements}", file=sys.stderr)
     sys.exit(2)
 ' "$PYTHON" "$1"
 fi
