@@ -386,7 +386,7 @@ def picture(name, query, location, geo):
         axis.set_axis_off()
     left, top, right, bottom = view = view_of(query, location)
     factor = max(1, max(right - left, bottom - top) // MOST_SHOWN)
-    ground = geo.read(left, top, right - left, bottom - top)[0][::factor, ::factor]
+    ground = read_coarsely(geo, view, factor)
     # Grey, and neither black nor white: scores and lines are what has a colour.
     wide.imshow(ground.mean(-1), extent=(left, right, bottom, top), cmap="gray", vmin=-90, vmax=300)
     heat = draw_scores(wide, location)
@@ -403,6 +403,15 @@ def picture(name, query, location, geo):
     bar.outline.set_linewidth(0.5)
     figure.text(0.83, 0.62 * STRIP, "score where its middle would lie", va="center", ha="right", fontsize=9)
     return png(figure)
+
+
+def read_coarsely(geo, view, factor):
+    """Every factor-th pixel of a part of the map, (h, w, 3) uint8, in strips: a part may be as large as the map."""
+    left, top, right, bottom = view
+    rows = factor * max(1, 1024 // factor)
+    strips = [geo.read(left, y, right - left, min(rows, bottom - y))[0][::factor, ::factor]
+              for y in range(top, bottom, rows)]
+    return np.concatenate(strips)
 
 
 def view_of(query, location):
