@@ -23,7 +23,7 @@ from scaled import load_tile_network
 from tiles import add_crs, load_tiles
 from unseen import add_halves, unseen_by
 from shared import options
-from shared.finished_run import read_settings, require_row_of
+from shared.finished_run import require_row_of
 from shared.mapping.calibration import (CALIBRATION, OUTCOMES, RIGHT_DEGREES, RIGHT_PX, SCALES, fit_calibration,
                                         load_calibration, scale_at, texture_of)
 from shared.mapping.finer_cells import FINER
@@ -31,6 +31,7 @@ from shared.mapping.turned import difference_of_angles
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import write_text
+from shared.plumbing.run_files import read_settings
 from shared.reading.readers import readers_of_run
 
 SIDES = (100, 200, 400)

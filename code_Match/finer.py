@@ -28,7 +28,7 @@ from tiles import load_tiles
 from unseen import require_all_regions
 from shared import options
 from shared.dataset import to_float
-from shared.finished_run import read_settings, require_row_of
+from shared.finished_run import require_row_of
 from shared.mapping.cells import CellMaps, cell_side
 from shared.mapping.finer_cells import FINER, FinerCells
 from shared.mapping.turned import cut_turned
@@ -36,6 +36,7 @@ from shared.optimizers import build_schedule
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import load_tensors, write_tensors, write_text
+from shared.plumbing.run_files import read_settings
 from shared.reading.readers import readers_of_run
 
 WINDOW, LEAST_WINDOW = 256, 48                          # px of the map that a query is looked for in

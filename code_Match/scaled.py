@@ -4,9 +4,9 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from shared.finished_run import read_settings
 from shared.mapping.cells import CellNetwork, load_cell_network
 from shared.mapping.localization import Search, map_of, rotations_to_try
+from shared.plumbing.run_files import read_settings
 from shared.reading.layouts import crop_of
 
 

@@ -32,7 +32,7 @@ from scaled import load_tile_network
 from tiles import add_crs, load_tiles
 from unseen import add_halves, unseen_by
 from shared import options
-from shared.finished_run import read_settings, require_row_of, seconds_of
+from shared.finished_run import require_row_of
 from shared.mapping.calibration import RIGHT_PX, load_calibration
 from shared.mapping.localization import Answer
 from shared.mapping.turned import difference_of_angles
@@ -41,6 +41,7 @@ from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import write_text
 from shared.plumbing.lines import Lines
 from shared.plumbing.packed import outputs_of
+from shared.plumbing.run_files import read_settings, seconds_of
 from shared.reading.fingerprint import fingerprint
 from shared.reading.layouts import find_data
 from shared.reading.readers import readers_of_run

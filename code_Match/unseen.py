@@ -3,8 +3,8 @@ import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.finished_run import read_settings
 from shared.plumbing.errors import InputError
+from shared.plumbing.run_files import read_settings
 from tiles import Tiles
 
 THE_SPLIT = ("validate", "other_half", "data", "data_path", "data_set")

@@ -118,12 +118,12 @@ def main(args):
         print(line_of(journal.answers[file]["rows"]))
     features = locator.features_of(geo, cache_of(args))
     for file in list(asked):
-        query = asked.pop(file)                         # its pixels go with it
+        query_or_error = asked.pop(file)                # its pixels go with it
         name = journal.begin(file)
         try:
-            if isinstance(query, InputError):
-                raise query
-            circle = circle_of(args.prior, args.radius, query, geo) if args.prior else None
+            if isinstance(query_or_error, InputError):
+                raise query_or_error
+            query, circle = query_or_error
             location = locator.locate(query, features, ROTATIONS[args.rotation], circle)
         except OutputError:
             raise                                       # a full disk is no fault of the query's
@@ -148,18 +148,17 @@ def main(args):
 
 
 def opened(file, mask, locator, geo, args):
-    """The Query of a file, or the InputError that tells why it cannot be looked for."""
+    """The Query of a file and its circle about the --prior or None, or the InputError that tells why it cannot be
+    looked for."""
     try:
         if args.query_mask and mask is None:
             raise InputError(f"--query_mask {args.query_mask} holds no mask of the name {Path(file).stem}: add it")
         query = locator.open_query(file, args.resolution, geo, mask)
         if args.check:
             require_truth(query)
-        if args.prior:
-            circle_of(args.prior, args.radius, query, geo)
+        return query, circle_of(args.prior, args.radius, query, geo) if args.prior else None
     except InputError as error:
         return error
-    return query
 
 
 def layers(journal, geo):
