@@ -100,6 +100,11 @@ class Filter:
         return self.apply(images, other) if self.needs_other else self.apply(images)
 
 
+def unfiltered(images):
+    """The images themselves: with `--filter none` the loss has its twelve terms, each image twice, and nothing new."""
+    return images
+
+
 def _guided_by_itself(images):
     return guided_filter(images, images)
 
@@ -126,6 +131,7 @@ def _fast_global_smoother(image):
 
 # --filter
 FILTERS = {
+    "none": Filter(unfiltered),
     "guided": Filter(_guided_by_itself),
     "guided-by-other": Filter(_guided_by_other, needs_other=True),
     "bilateral": _each(cv2.bilateralFilter, 9, 40, 4),

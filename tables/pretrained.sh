@@ -6,6 +6,8 @@ TWO="cpu: --lr 0.1" TWELVE="cpu: --lr 0.05"
 
 row structure                            code_Structure/test.py
 row lite0-triplet                        code $LITE $TWO
+row lite0-triplet-longer                 code $LITE $TWO real: --epochs 40
+row lite0-triplet+twice                  code_Aux --filter none $LITE $TWELVE
 row lite0-triplet+exchange               code_Aux --channel_exchange $LITE $TWELVE
 row lite0-triplet+exchange+guided        code_Aux --channel_exchange --guided_filter $LITE $TWELVE
 row lite0-triplet+adv                    code_Adv $LITE $TWO

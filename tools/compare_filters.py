@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's
 from shared import options
 from shared.dataset import load_splits, map_images, to_float
 from shared.evaluate import embed, evaluate, search
-from shared.filters import FILTERS, Filter
+from shared.filters import FILTERS
 from shared.model import load_model
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import InputError, run_script
@@ -40,13 +40,6 @@ RETRIEVAL = ("top1", "mAP")                             # FC, in percent
 TRAINED = ("trained_top1", "trained_mAP", "trained_runs")
 DIGITS = {"ssim": 3, "gradient_correlation": 3, "epi": 3, "edges_left": 3}              # behind the point; else 2
 FLAT = 16                                               # side of the windows in which looks are counted, in px
-
-
-def unfiltered(images):
-    return images
-
-
-UNFILTERED = Filter(unfiltered)
 
 
 # The figures ---------------------------------------------------------------------------------------------------
@@ -217,7 +210,7 @@ def main(args):
     opt, sar = to_float(pairs.opt[pairs.sar_place[sample]], cpu), to_float(pairs.sar[sample], cpu)
     corners = flattest(grey(opt))
     rows, strip = [], []
-    for name, apply in {"none": UNFILTERED, **FILTERS}.items():
+    for name, apply in FILTERS.items():
         row, new_opt, new_sar = compare(name, apply, opt, sar, corners)
         if args.run and not apply.needs_other:                        # the other image is the truth: a query has none
             row.update(filtered_retrieval(model, apply, run_pairs, args, device))
