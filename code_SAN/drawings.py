@@ -6,7 +6,7 @@ from shared.adapting.likeness import likeness, show_strip
 from shared.dataset import to_bytes, to_float
 from shared.model import channels_of
 from shared.plumbing.errors import InputError
-from shared.plumbing.files import load_tensors, write_tensors
+from shared.plumbing.files import load_tensors, state_on_cpu, write_tensors
 
 DECODER = "decoder.pt"
 AT_ONCE = 64                                            # images drawn at once
@@ -29,7 +29,7 @@ def build_decoder(model, run):
 
 def save_decoder(decoder, folder):
     """Keep a decoder in the folder of its run."""
-    write_tensors(folder / DECODER, {**decoder.settings, "model": decoder.state_dict()})
+    write_tensors(folder / DECODER, {**decoder.settings, "model": state_on_cpu(decoder)})
 
 
 def load_decoder(folder, flag):

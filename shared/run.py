@@ -22,7 +22,7 @@ from shared.evaluate import embed_pairs, evaluate, retrievals, search
 from shared.plumbing import distributed
 from shared.plumbing.device import autocast, autocast_dtype, choose_device
 from shared.plumbing.errors import InputError, Interrupted
-from shared.plumbing.files import append_text, load_tensors, write_rows, write_tensors, write_text
+from shared.plumbing.files import append_text, load_tensors, state_on_cpu, write_rows, write_tensors, write_text
 from shared.plumbing.run_files import features_of, format_metrics
 from shared.reading.fingerprint import differing_data, fingerprints, has_begun
 from shared.reading.readers import READING, save_readers
@@ -141,7 +141,8 @@ class Run:
                     part.load_state_dict(state[name])
                 torch.set_rng_state(state["random"])
                 self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
-                self.history, self.terms = state["history"], state["terms"]
+                self.history = state["history"]
+                self.terms = [{name: value.to(self.device) for name, value in step.items()} for step in state["terms"]]
             except (KeyError, TypeError, ValueError, RuntimeError) as error:
                 reason = str(error).splitlines()[0]
                 raise InputError(f"{file} does not fit this run ({reason}): --fresh starts over")
@@ -293,7 +294,7 @@ class Run:
         return dict(zip(names, values.mean(0).tolist()))
 
     def _finish(self, model, evaluation, results, metrics):
-        state = {**model.settings, "img_size": self.args.img_size, "model": model.state_dict()}
+        state = {**model.settings, "img_size": self.args.img_size, "model": state_on_cpu(model)}
         write_tensors(self.folder / "weights.pt", state)
         seconds = round(self.seconds, 1)
         if evaluation is None:

@@ -33,6 +33,8 @@ REAL = ROOT.parent / "shared/data"
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["pytest", "torch", "torchvision", "cv2", "sklearn.linear_model", "sklearn.manifold",
                               "matplotlib.pyplot", "rasterio", "pyproj"])
+# run.sh's profile without CUDA: with CUDA its rows start from weights that have to be downloaded.
+WITHOUT_CUDA = {"CUDA_VISIBLE_DEVICES": ""}
 SMALL = ("--arch resnet18 --img_size 32 --init none --schedule cosine --lr 0.05 --lr_head 0.05 "
          "--batch_size 8 --epochs 2").split()
 
@@ -144,7 +146,7 @@ def copy_checkout(folder):
 def run_sh(checkout, python=sys.executable, **environment):
     """Run a checkout's run.sh with a Python, this one or `forked`; environment: its settings."""
     return subprocess.run(["bash", checkout / "run.sh"], capture_output=True, text=True,
-                          env={**os.environ, "PYTHON": str(python), **environment})
+                          env={**os.environ, **WITHOUT_CUDA, "PYTHON": str(python), **environment})
 
 
 @pytest.fixture(scope="session")

@@ -166,3 +166,16 @@ def test_a_tested_row_of_other_figures_is_refused(tmp_path, capsys):
     shutil.copytree(tmp_path / "run", tmp_path / "another")
     with pytest.raises(InputError, match="run .*/run there, .*/another here"):
         test_again("--run", tmp_path / "another")
+
+
+def test_the_loss_terms_of_a_checkpoint_go_to_the_runs_device(tmp_path, monkeypatch):
+    """As a run that was stopped within an epoch goes on, on CUDA; meta stands for any device that is not the CPU."""
+    monkeypatch.setattr("signal.signal", lambda number, handler: None)
+    data = make_data(tmp_path / "data")
+    run = open_run(tmp_path / "run", data)
+    run.resume()
+    run.record(triplet=torch.tensor(1.0))
+    run.save()
+    run.device = torch.device("meta")
+    run.resume()
+    assert [term.device.type for step in run.terms for term in step.values()] == ["meta"]

@@ -16,7 +16,7 @@ import time
 import pytest
 import torch
 
-from conftest import ROOT, copy_checkout, run_sh, script
+from conftest import ROOT, WITHOUT_CUDA, copy_checkout, run_sh, script
 
 ROWS = """\
 # A made-up method.
@@ -51,7 +51,7 @@ def contents(folder):
 def test_a_new_method_is_a_folder_and_the_lines_of_a_table(checkout, demo, forked):
     run = checkout / "results/demo/memory/seed0"
     settings = {"DATA_PATH": str(demo), "FLAGS": SMALL}
-    environment = {**os.environ, "PYTHON": sys.executable, **settings, "TABLES": "memory"}
+    environment = {**os.environ, **WITHOUT_CUDA, "PYTHON": sys.executable, **settings, "TABLES": "memory"}
     process = subprocess.Popen(["bash", checkout / "run.sh"], env=environment, stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, text=True, start_new_session=True)
     end = time.monotonic() + 120

@@ -13,7 +13,7 @@ from torch import nn
 
 from shared.model import CELL_DIM
 from shared.plumbing.errors import InputError
-from shared.plumbing.files import load_tensors
+from shared.plumbing.files import load_tensors, state_on_cpu
 from shared.plumbing.packed import has_file, unpack
 
 FINER = "finer.pt"
@@ -75,7 +75,7 @@ class FinerCells(nn.Module):
 
     def saved(self):
         """What finer.pt holds."""
-        return {"decoders": self.decoders.state_dict(), "network": identity_of(self.model)}
+        return {"decoders": state_on_cpu(self.decoders), "network": identity_of(self.model)}
 
 
 def identity_of(module):

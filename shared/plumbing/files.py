@@ -108,6 +108,11 @@ def _stripped(row, file, line):
     return {name.strip(): value.strip() for name, value in row.items()}
 
 
+def state_on_cpu(module):
+    """A module's state_dict on the CPU: so saved, torch.load reads it on a machine without the device, too."""
+    return {name: tensor.cpu() for name, tensor in module.state_dict().items()}
+
+
 def write_tensors(file, state):
     import torch
     content = io.BytesIO()
