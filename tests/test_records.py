@@ -106,6 +106,17 @@ def test_the_ladder_is_in_the_records():
         assert m_ap == f"{mean(run['FC']['mAP'] for run in runs):.1f}", row
 
 
+def test_regions_with_structure_are_in_the_records():
+    rows = table_rows(ROOT / "docs/regions.md")
+    for row in ("source-both", "source-both-querybank", "tones-both"):
+        top1, top10, m_ap, seeds = rows[row]
+        runs = records_of(row)
+        assert seeds == str(len(runs))
+        assert top1.split(" (")[0] == mean_and_std([run["FC"]["top1"] for run in runs]), row
+        assert top10 == f"{mean(run['FC']['top10'] for run in runs):.1f}", row
+        assert m_ap == mean_and_std([run["FC"]["mAP"] for run in runs]), row
+
+
 def test_records_are_small_and_of_no_machine():
     assert len(RECORDS) >= 15
     files = [file for record in RECORDS for file in record.parent.iterdir()]
