@@ -46,7 +46,7 @@ def test_of_a_path_the_last_part_is_kept(text, kept):
 RECORDS = sorted((ROOT / "records").glob("*/record.json"))
 # The records from which a row has its figures on maps and in the worlds.
 WORLDS = ("ombria", "isro", "sen12")
-POSITIONS = {"contrastive-both": "match-cells", "structure": "match-structure"}
+POSITIONS = {"contrastive-both": "match-cells-finer", "structure": "match-structure"}
 
 
 def records_of(row):
