@@ -23,7 +23,7 @@ from scaled import load_tile_network
 from tiles import add_crs, load_tiles
 from unseen import add_halves, unseen_by
 from shared import options
-from shared.finished_run import require_row_of
+from shared.finished_run import asked_of, require_row_of
 from shared.mapping.calibration import (CALIBRATION, OUTCOMES, RIGHT_DEGREES, RIGHT_PX, SCALES, fit_calibration,
                                         load_calibration, scale_at, texture_of)
 from shared.mapping.finer_cells import FINER
@@ -67,7 +67,7 @@ def main(args):
     is_finished = args.result_path and (args.result_path / "metrics.json").is_file()
     is_calibrated = is_finished and (args.run / CALIBRATION).is_file()
     if is_calibrated and load_calibration(args.run).finer == network.finer_identity:
-        require_row_of(args.result_path, args.run, data_path)
+        require_row_of(args.result_path, args.run, data_path, asked_of(args))
         print(f"{args.result_path} is finished")
         return
     tiles = load_tiles(data_path, "train", args.workers, readers_of_run(args.run, args, args.data_path is None),
@@ -83,7 +83,7 @@ def main(args):
     if args.result_path:
         args.result_path.mkdir(parents=True, exist_ok=True)
         calibration.save(args.result_path / CALIBRATION)
-        row = {**settings, "run": str(args.run), "halves": [str(part.run) for part in unseen]}
+        row = {**settings, "run": str(args.run), "asked": asked_of(args)}
         write_text(args.result_path / "args.json", json.dumps(row, indent=1))
         write_text(args.result_path / "metrics.json", json.dumps(
             {"queries": count, "seconds": round(time.perf_counter() - start, 1), "evaluated_on": "nothing"}, indent=1))

@@ -28,7 +28,7 @@ from tiles import load_tiles
 from unseen import require_all_regions
 from shared import options
 from shared.dataset import to_float
-from shared.finished_run import require_row_of
+from shared.finished_run import asked_of, require_row_of
 from shared.mapping.cells import CellMaps, cell_side
 from shared.mapping.finer_cells import FINER, FinerCells
 from shared.mapping.turned import cut_turned
@@ -66,7 +66,7 @@ def main(args):
     settings = read_settings(args.run)
     data_path = args.data_path or settings["data_path"]
     if args.result_path and (args.result_path / "metrics.json").is_file() and (args.run / FINER).is_file():
-        require_row_of(args.result_path, args.run, data_path)
+        require_row_of(args.result_path, args.run, data_path, asked_of(args))
         print(f"{args.result_path} is finished")
         return
     device = choose_device(args.device)
@@ -86,7 +86,8 @@ def main(args):
     if args.result_path:
         args.result_path.mkdir(parents=True, exist_ok=True)
         seconds = load_tensors(args.run / FINER, "--run").get("seconds")
-        write_text(args.result_path / "args.json", json.dumps({**settings, "run": str(args.run)}, indent=1))
+        row = {**settings, "run": str(args.run), "asked": asked_of(args)}
+        write_text(args.result_path / "args.json", json.dumps(row, indent=1))
         write_text(args.result_path / "metrics.json", json.dumps({"seconds": seconds, "evaluated_on": "nothing"}))
 
 

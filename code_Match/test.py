@@ -33,7 +33,7 @@ from scaled import load_tile_network
 from tiles import add_crs, load_tiles
 from unseen import add_halves, unseen_by
 from shared import options
-from shared.finished_run import require_row_of
+from shared.finished_run import asked_of, require_row_of
 from shared.mapping.calibration import RIGHT_PX, load_calibration
 from shared.mapping.cells import load_cell_network
 from shared.mapping.localization import Answer
@@ -129,7 +129,7 @@ def test(args):
     file = args.result_path and args.result_path / "metrics.json"
     if file and file.is_file():
         data_path = args.data_path or read_settings(args.run)["data_path"]
-        require_row_of(args.result_path, args.run, data_path, method=args.method)
+        require_row_of(args.result_path, args.run, data_path, asked_of(args))
         if args.method in BY_FINER:
             require_finer_of(args.result_path, args.run)
         print(f"{args.result_path} is finished")
@@ -172,8 +172,8 @@ def test(args):
               f"standard error {error[0]:.1f} px across, {error[1]:.1f} px down")
         metrics["displacement_error_px"] = error.tolist()
     if file:
-        origin = {"data_path": str(tested.data_path), "run": str(args.run), "method": args.method,
-                  "finer": identity, "tested_data": fingerprint(find_data(tested.data_path), "test")}
+        origin = {"data_path": str(tested.data_path), "run": str(args.run), "method": args.method, "finer": identity,
+                  "asked": asked_of(args), "tested_data": fingerprint(find_data(tested.data_path), "test")}
         write_text(args.result_path / "args.json", json.dumps({**tested.settings, **origin}, indent=1))
         write_text(file, json.dumps(metrics, indent=1))
     else:

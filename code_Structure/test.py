@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's
 from shared import options
 from shared.dataset import describe_gallery, load_splits
 from shared.evaluate import embed_pairs, evaluate, retrievals, search
-from shared.finished_run import is_tested, print_row, require_row_of, write_row
+from shared.finished_run import asked_of, is_tested, print_row, require_row_of, write_row
 from shared.mapping.cells import StructureCells
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import run_script
@@ -34,7 +34,7 @@ def arguments():
 
 def test(args):
     if is_tested(args.result_path):
-        require_row_of(args.result_path, None, args.data_path, img_size=args.img_size)
+        require_row_of(args.result_path, None, args.data_path, asked_of(args))
         print_row(args.result_path)
         return
 
@@ -44,7 +44,8 @@ def test(args):
     print(describe_gallery(pairs))
     query, gallery = embed_pairs(StructureCells(), pairs, device, autocast(device, args.amp))
     results = search(query, gallery, pairs, device)
-    settings = {"data_path": args.data_path, "img_size": args.img_size, "target_region": args.target_region}
+    settings = {"data_path": args.data_path, "img_size": args.img_size, "target_region": args.target_region,
+                "asked": asked_of(args)}
     write_row(args.result_path, settings, evaluate(results, pairs), 0.0, pairs, retrievals(results, pairs))
 
 

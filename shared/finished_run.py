@@ -18,6 +18,10 @@ from shared.reading.readers import flags_of, readers_of_run
 from shared.run import summary
 
 
+# What of a test's command line does not change its figures: where things are, and how they are computed.
+NOT_THE_FIGURES = ("run", "data_path", "result_path", "save_embeddings", "device", "amp", "workers", "store", "compile")
+
+
 class FinishedRun:
     """The plumbing of one test. See code/test.py for how it is used.
 
@@ -29,7 +33,8 @@ class FinishedRun:
         self.args, self.run, self.folder, self.row = args, args.run, outputs_of(args.run), args.result_path
         self.tested = bool(self.row) and is_tested(self.row)
         if self.tested:
-            require_row_of(self.row, self.run, self._path_of(read_settings(self.run)), tta=args.tta)
+            settings = read_settings(self.run)
+            require_row_of(self.row, self.run, self._path_of(settings), self._asked(settings))
             print_row(self.row)
             return
         self.device = distributed.start(choose_device(args.device))
@@ -44,18 +49,24 @@ class FinishedRun:
         """The data set to test on: --data_path, or the one that the run was evaluated on (its own, or its target)."""
         return self.args.data_path or settings.get("target_path") or settings["data_path"]
 
+    def _regions_of(self, settings):
+        """The regions of that data set to test on: all of --data_path, else those that the run was evaluated on."""
+        return None if self.args.data_path else settings.get("target_region")
+
+    def _asked(self, settings):
+        return {**asked_of(self.args), "regions": self._regions_of(settings)}
+
     def load_pairs(self, split="test", img_size=None):
         """The split that the run was evaluated on (of its own data set, or its target), or of --data_path.
 
         img_size: default the run's.
         """
         self.data_path, self.split = self._path_of(self.settings), split
-        regions = None if self.args.data_path else self.settings.get("target_region")
         is_own = self.args.data_path is None and not self.settings.get("target_path")
         self.readers = readers_of_run(self.args.run, self.args, is_own)
         pairs, = load_splits(self.data_path, (split,), img_size or self.img_size, self.args.workers, self.args.store,
                              self.readers)
-        pairs = pairs.of_regions(regions, "--target_region")
+        pairs = pairs.of_regions(self._regions_of(self.settings), "--target_region")
         if self.is_first_process:
             print(describe_gallery(pairs))
         return pairs
@@ -73,7 +84,7 @@ class FinishedRun:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.folder / "test.json", json.dumps({**metrics, **origin}, indent=1))
             return
-        settings = {**self.settings, **origin, "run": str(self.run)}
+        settings = {**self.settings, **origin, "run": str(self.run), "asked": self._asked(self.settings)}
         write_row(self.row, settings, metrics, seconds_of(self.run), pairs, found)
 
     def save_embeddings(self, query, gallery, pairs, **flags):
@@ -98,18 +109,26 @@ class FinishedRun:
         distributed.stop()
 
 
-def require_row_of(row, run, data_path, **flags):
+def asked_of(args):
+    """{flag: value} of what a test's figures depend on besides its run and its data, as a row's args.json keeps it."""
+    asked = {name: value for name, value in vars(args).items() if name not in NOT_THE_FIGURES}
+    return json.loads(json.dumps(asked, default=str))
+
+
+def require_row_of(row, run, data_path, asked):
     """InputError where a row's folder holds the figures of another run, of other data or with other flags.
 
-    run: a folder, or None of a row in which nothing is learned.
+    run: a folder, or None of a row in which nothing is learned. asked: as asked_of gives it.
     A row of before something was written to its args.json is taken for what is asked for.
     """
     settings, differing = read_settings(row), []
     if run and Path(settings.get("run", run)).resolve() != Path(run).resolve():
         differing.append(f"run {settings['run']} there, {run} here")
-    for name, here in flags.items():
-        if settings.get(name, here) != here:
-            differing.append(f"{name} {settings[name]} there, {here} here")
+    # A row of before flags were kept has the most important ones beside the run's own.
+    kept = settings.get("asked", {name: settings[name] for name in ("tta", "method", "img_size") if name in settings})
+    for name, here in asked.items():
+        if kept.get(name, here) != here:
+            differing.append(f"{name} {kept[name]} there, {here} here")
     here = fingerprint(find_data(data_path), "test")
     there = settings.get("tested_data", here)
     if there != here:

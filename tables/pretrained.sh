@@ -2,7 +2,7 @@
 # The rates were chosen on held-out tiles, for two loss terms and for twelve.
 IMAGENET="--arch timm:tf_efficientnet_lite0 --init lite0 demo: --epochs 2 all:"
 LITE="$IMAGENET cpu: --layer4_stride 2 --lr_head 0.05 all:"
-TWO="cpu: --lr 0.1" TWELVE="cpu: --lr 0.05"
+TWO="cpu: --lr 0.1 all:" TWELVE="cpu: --lr 0.05 all:"
 
 row structure                            code_Structure/test.py
 row lite0-triplet                        code $LITE $TWO
@@ -16,4 +16,7 @@ row lite0-triplet+adv+exchange+guided    code_Adv --channel_exchange --guided_fi
 row lite0-triplet+adv+exchange-normalize code_Adv --channel_exchange --no_normalize $LITE $TWELVE
 row lite0-sharing-3                      code_Adv --channel_exchange --specify_num 3 $LITE $TWELVE
 row lite0-sharing-5                      code_Adv --channel_exchange --specify_num 5 $LITE $TWELVE
+row lite0-triplet-60                     code $LITE $TWO real: --epochs 60
+row lite0-triplet+adv-60                 code_Adv $LITE $TWO real: --epochs 60
+row lite0-sharing-3-60                   code_Adv --channel_exchange --specify_num 3 $LITE $TWELVE real: --epochs 60
 row lite0-contrastive                    code_Con $DRAWING $IMAGENET

@@ -11,12 +11,15 @@ fi
 ACROSS="$DRAWING --region ${SOURCE:-} --target_region $TARGET"
 PART="cpu: --part 64 all:"                              # of larger images alone; cells do not know an image's size
 LONGER="demo: --epochs 12 all:"
+SEES_BOTH="--input both --pooling cells --stages 3 real: --img_size 200 all:"
 FEW="demo: --target_images 8 all:" SOON="demo: --neighbours_from 2 all:"
 
 row regions-structure  code_Structure/test.py --target_region $TARGET
 row source-only        code_Con $ACROSS $PART $LONGER $FROM_SOURCE
 row source-both        code_Con $ACROSS $BOTH $FROM_SOURCE
 test_row source-both-querybank code_Adapt source-both --querybank
+row tones-both         code_Adapt $ACROSS $SEES_BOTH --start @source-both --tone_pairs 1 $PART $ADAPT
+test_row tones-both-querybank code_Adapt tones-both --querybank
 row target-supervised  code_Con $DRAWING --region $TARGET --target_region $TARGET $PART $LONGER $FROM_TARGET
 test_row adabn         code_Adapt source-only --batchnorm target
 test_row whitened      code_Adapt source-only --whiten

@@ -168,6 +168,8 @@ def test_worlds_are_asked_aligned_and_anywhere(demo, run, tmp_path):
         done = script(*command)
         assert done.returncode == 0, done.stderr
         assert "is finished" in script(*command).stdout
+        other = script(*command, "--turn_and_scale")
+        assert other.returncode == 2 and "turn_and_scale False there, True here" in other.stderr
         lines = json.loads((results / name / "seed0/metrics.json").read_text())["lines"]
         assert [(line["world"], line["windows"]) for line in lines] == list(itertools.product(
             ("demo", "elsewhere"), ("aligned", "upright", "turned", "turned and scaled")))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shared import options
-from shared.finished_run import FinishedRun
+from shared.finished_run import FinishedRun, asked_of
 from shared.plumbing.errors import InputError
 from shared.reading.fingerprint import fingerprint, fingerprints
 from shared.run import Run
@@ -166,6 +166,30 @@ def test_a_tested_row_of_other_figures_is_refused(tmp_path, capsys):
     shutil.copytree(tmp_path / "run", tmp_path / "another")
     with pytest.raises(InputError, match="run .*/run there, .*/another here"):
         test_again("--run", tmp_path / "another")
+
+
+def test_a_row_knows_every_flag_that_its_figures_depend_on(tmp_path):
+    """Another way to search, other regions: what stands there is not printed as what was asked for."""
+    data = make_data(tmp_path / "data")
+    run = open_run(tmp_path / "run", data)
+    finish(run.folder)
+
+    def parse(*flags):
+        parser = options.testing("")
+        parser.add_argument("--querybank", action="store_true")
+        words = ["--run", run.folder, "--result_path", tmp_path / "row", *flags]
+        return parser.parse_args([str(word) for word in words])
+
+    (tmp_path / "row").mkdir()
+    row = finish(tmp_path / "row")
+    settings = {**settings_of(run.folder), "target_region": ["a"], "run": str(run.folder)}
+    (run.folder / "args.json").write_text(json.dumps(settings))
+    (row / "args.json").write_text(json.dumps({**settings, "asked": {**asked_of(parse()), "regions": ["a"]}}))
+    assert FinishedRun(parse()).tested and FinishedRun(parse("--device", "cpu", "--workers", "1")).tested
+    with pytest.raises(InputError, match="querybank False there, True here"):
+        FinishedRun(parse("--querybank"))
+    with pytest.raises(InputError, match=r"regions \['a'\] there, None here"):
+        FinishedRun(parse("--data_path", data))
 
 
 def test_the_loss_terms_of_a_checkpoint_go_to_the_runs_device(tmp_path, monkeypatch):

@@ -61,9 +61,9 @@ def mean_and_std(values):
     return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
-def table_rows(document):
-    """{row: its cells}, of the first table of a document."""
-    table = re.search(r"(?:^\|.*\n)+", document.read_text(), re.M)[0].splitlines()[2:]
+def table_rows(document, number=0):
+    """{row: its cells}, of a table of a document, counted from 0."""
+    table = re.findall(r"(?:^\|.*\n)+", document.read_text(), re.M)[number].splitlines()[2:]
     cells = [[cell.strip().replace("**", "") for cell in line.strip("|").split("|")] for line in table]
     return {re.search(r"[\w+-]+", line[0].replace("`", ""))[0]: line[1:] for line in cells}
 
@@ -71,7 +71,7 @@ def table_rows(document):
 @pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
 def test_the_readmes_figures_are_in_the_records(name):
     rows = table_rows(ROOT / name)
-    assert len(rows) == 8
+    assert len(rows) == 9
     for row, (top1, m_ap, worlds, within, *_) in rows.items():
         runs = records_of(row)
         assert top1 == mean_and_std([run["FC"]["top1"] for run in runs]), row
@@ -95,6 +95,26 @@ def test_the_first_table_of_pretrained_is_in_the_records():
         assert top1.split(" [")[0] == mean_and_std([run["FC"]["top1"] for run in runs]), row
         assert m_ap == f"{mean(run['FC']['mAP'] for run in runs):.1f}", row
         assert pool5 == mean_and_std([run["POOL5"]["top1"] for run in runs]), row
+
+
+def test_the_ladder_is_in_the_records():
+    rows = table_rows(ROOT / "docs/contrastive.md", number=1)
+    for row in ("triplet", "ladder-windows", "ladder-cells", "ladder-structure"):
+        _, _, top1, m_ap = rows[row]
+        runs = records_of(row)
+        assert top1.split(" (")[0] == mean_and_std([run["FC"]["top1"] for run in runs]), row
+        assert m_ap == f"{mean(run['FC']['mAP'] for run in runs):.1f}", row
+
+
+def test_regions_with_structure_are_in_the_records():
+    rows = table_rows(ROOT / "docs/regions.md")
+    for row in ("source-both", "source-both-querybank", "tones-both"):
+        top1, top10, m_ap, seeds = rows[row]
+        runs = records_of(row)
+        assert seeds == str(len(runs))
+        assert top1.split(" (")[0] == mean_and_std([run["FC"]["top1"] for run in runs]), row
+        assert top10 == f"{mean(run['FC']['top10'] for run in runs):.1f}", row
+        assert m_ap == mean_and_std([run["FC"]["mAP"] for run in runs]), row
 
 
 def test_records_are_small_and_of_no_machine():

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from shared import options
 from shared.dataset import load_splits, resize
 from shared.evaluate import embed, search
+from shared.finished_run import asked_of, require_row_of
 from shared.mapping.cells import ROTATIONS, ZOOMS, CellMaps, StructureCells, cell_side, embed_cells, find_window
 from shared.mapping.turned import cut_turned
 from shared.model import load_model
@@ -68,13 +69,14 @@ def arguments():
 
 def main(args):
     file = args.result_path / "metrics.json"
+    settings = read_settings(args.run) if args.run else {"tta": "none"}
+    home = args.data_path or settings["data_path"]
     if file.is_file():
+        require_row_of(args.result_path, args.run, home, asked_of(args))
         print(f"{args.result_path} is finished")
         return
     device = choose_device(args.device)
     mixed = autocast(device, args.amp)
-    settings = read_settings(args.run) if args.run else {"tta": "none"}
-    home = args.data_path or settings["data_path"]
     side = crop_of(home, "test")
     model, img_size = load_model(args.run, device) if args.run else (StructureCells(), side)
     scale = img_size / side                             # of every image, as the network has learned
@@ -93,7 +95,8 @@ def main(args):
         for kind in left:
             lines.add({"world": world.name, "windows": kind, **anywhere.figures(*KINDS[kind], args.queries)})
     seconds = seconds_of(args.run) if args.run else 0.0
-    write_text(args.result_path / "args.json", json.dumps({**settings, "data_path": str(home), "run": str(args.run)}))
+    row = {**settings, "data_path": str(home), "run": str(args.run), "asked": asked_of(args)}
+    write_text(args.result_path / "args.json", json.dumps(row))
     write_text(file, json.dumps({"lines": lines.lines, "seconds": seconds, "evaluated_on": "test"}, indent=1))
     lines.file.unlink(missing_ok=True)
 
