@@ -15,6 +15,7 @@ import argparse
 import json
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from unseen import add_halves, unseen_by
 from shared import options
 from shared.finished_run import asked_of, require_row_of
 from shared.mapping.calibration import RIGHT_PX, load_calibration
+from shared.mapping.cells import load_cell_network
 from shared.mapping.localization import Answer
 from shared.mapping.turned import difference_of_angles
 from shared.plumbing.device import autocast, choose_device
@@ -49,6 +51,7 @@ from shared.reading.readers import readers_of_run
 METHODS = ("cells", "voting", "graph", "structure", "ncc", "mi", "trust")
 WITHOUT_LEARNING = {"structure": StructureCorrelation(), "ncc": gradient_correlation, "mi": mutual_information}
 OF_PATCHES = ("voting", "graph")
+BY_FINER = ("cells", "trust")                           # whose answers a run's finer cells put in order
 SIDES = (100, 200, 400)
 # How many queries of a tile: fewer where one takes longer. Map, half width of the rotations.
 SETTINGS = {("tile", 0): 10, ("tile", 15): 3, ("tile", 180): 2, ("mosaic", 0): 3, ("mosaic", 15): 1, ("mosaic", 180): 1}
@@ -127,6 +130,8 @@ def test(args):
     if file and file.is_file():
         data_path = args.data_path or read_settings(args.run)["data_path"]
         require_row_of(args.result_path, args.run, data_path, asked_of(args))
+        if args.method in BY_FINER:
+            require_finer_of(args.result_path, args.run)
         print(f"{args.result_path} is finished")
         return
     tested = Tested(args)
@@ -174,6 +179,15 @@ def test(args):
     else:
         write_text(outputs_of(args.run) / f"test_{args.method}.json", json.dumps(metrics, indent=1))
     lines.file.unlink(missing_ok=True)
+
+
+def require_finer_of(row, run):
+    """InputError where a finished row was asked by other finer cells than the run has now. Rows of before there
+    were any name none."""
+    network, _ = load_cell_network(run, torch.device("cpu"), nullcontext)
+    if read_settings(row).get("finer") != network.finer_identity:
+        raise InputError(f"{row} was asked by other finer cells, or without: remove it, and the same command makes it "
+                         f"anew by those of {run}")
 
 
 def settings_of(method):

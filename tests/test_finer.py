@@ -26,7 +26,8 @@ from tiles import Tiles
 from tools.bench import load_script
 from tools.pack import pack
 
-finer_script, calibrate_script = (load_script(ROOT / f"code_Match/{name}.py") for name in ("finer", "calibrate"))
+finer_script, calibrate_script, test_script = (load_script(ROOT / f"code_Match/{name}.py")
+                                               for name in ("finer", "calibrate", "test"))
 
 
 # What is learned -----------------------------------------------------------------------------------------------------
@@ -283,3 +284,19 @@ def test_a_calibration_belongs_to_the_finer_cells_that_it_was_made_with(run, wit
         calibrate_script.require_finer_alike(folder, networks[1], [("a", networks[1]), ("b", networks[0])])
     with pytest.raises(InputError, match="a has a finer.pt, and .*run has none"):
         calibrate_script.require_finer_alike(folder, networks[0], [("a", networks[1])])
+
+
+def test_a_finished_row_belongs_to_the_finer_cells_that_it_was_asked_by(run, with_finer, tmp_path):
+    data, row = json.loads((run / "args.json").read_text())["data_path"], tmp_path / "row"
+    row.mkdir()
+    (row / "metrics.json").write_text("{}")
+    for settings, fits, other in (({}, run, with_finer), ({"finer": identity(with_finer)}, with_finer, run)):
+        for method in ("cells", "trust", "voting"):
+            (row / "args.json").write_text(json.dumps({"data_path": data, "method": method, **settings}))
+            args = Namespace(result_path=row, data_path=None, method=method)
+            test_script.test(Namespace(run=fits, **vars(args)))
+            if method == "voting":
+                test_script.test(Namespace(run=other, **vars(args)))
+                continue
+            with pytest.raises(InputError, match="was asked by other finer cells, or without: remove it"):
+                test_script.test(Namespace(run=other, **vars(args)))
