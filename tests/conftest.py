@@ -13,7 +13,8 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from multiprocessing.connection import wait
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 
@@ -35,7 +36,8 @@ FORKS.set_forkserver_preload(["pytest", "torch", "torchvision", "cv2", "sklearn.
                               "matplotlib.pyplot", "rasterio", "pyproj"])
 # run.sh's profile without CUDA: with CUDA its rows start from weights that have to be downloaded.
 WITHOUT_CUDA = {"CUDA_VISIBLE_DEVICES": ""}
-SMALL = ("--arch resnet18 --img_size 32 --init none --schedule cosine --lr 0.05 --lr_head 0.05 "
+# The first three stages: most weights, which take the time here, are of the others (all five: test_scripts.py).
+SMALL = ("--arch resnet18 --stages 3 --img_size 32 --init none --schedule cosine --lr 0.05 --lr_head 0.05 "
          "--batch_size 8 --epochs 2").split()
 
 
@@ -153,8 +155,8 @@ def run_sh(checkout, python=sys.executable, **environment):
 def forked():
     """A Python for run.sh and torchrun that takes a script or -c, and forks it as a Program is forked: see there.
 
-    Who kills it does not kill the program. That a Python of its own can run each of run.sh's scripts is tried in
-    test_run_sh_demo.py.
+    Who interrupts, ends or kills it does so to the program. That a Python of its own can run each of run.sh's scripts
+    is tried in test_run_sh_demo.py.
     """
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as server:
         address, python = f"{folder}/socket", Path(folder, "python")  # a socket's path must be short
@@ -183,11 +185,17 @@ def _serve(server):
 
 
 def _fork(client, outputs):
-    with client, client.makefile("rb") as words:
-        process = FORKS.Process(target=_run_as_program, args=(*json.load(words), *map(DupFd, outputs)))
+    with client, client.makefile("rb") as words, suppress(BrokenPipeError):         # nobody waits: it was killed
+        command = json.loads(words.readline())
+        process = FORKS.Process(target=_run_as_program, args=(*command, *map(DupFd, outputs)))
         process.start()
         for output in outputs:
             os.close(output)
+        while process.sentinel not in wait([process.sentinel, client]):
+            number = client.recv(1)
+            os.kill(process.pid, ord(number or bytes([signal.SIGKILL])))
+            if not number:
+                break
         process.join()
         client.sendall(str(process.exitcode).encode())
 

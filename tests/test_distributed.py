@@ -50,13 +50,10 @@ distributed.stop()
 
 
 def torchrun(processes, *arguments, python=sys.executable):
-    """Run a script on so many processes, of this Python or of `forked`."""
+    """Run a script on so many processes, of this Python or of `forked`, as torchrun is then, too."""
+    launcher = "from torch.distributed.run import main; main()"
     return subprocess.run(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--standalone",
-            f"--nproc_per_node={processes}",
-            *map(str, arguments),
-        ],
+        [python, "-c", launcher, "--standalone", f"--nproc_per_node={processes}", *map(str, arguments)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -127,7 +124,7 @@ def test_a_batch_that_cannot_be_shared_is_an_error(demo, forked, tmp_path):
     assert done.returncode != 0 and "choose a multiple of 2" in done.stderr
 
 
-def test_a_process_that_dies_ends_the_run_with_its_reason(demo, tmp_path):
+def test_a_process_that_dies_ends_the_run_with_its_reason(demo, forked, tmp_path):
     (tmp_path / "dies.py").write_text(f"""
 import os, runpy, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -141,7 +138,8 @@ runpy.run_path({str(ROOT / 'code/train.py')!r}, run_name="__main__")
 """)
     start = time.monotonic()
     done = torchrun(
-        2, tmp_path / "dies.py", "--data_path", demo, "--result_path", tmp_path / "run", *SMALL, "--epochs", "50"
+        2, tmp_path / "dies.py", "--data_path", demo, "--result_path", tmp_path / "run", *SMALL, "--epochs", "50",
+        python=forked,
     )
     assert done.returncode != 0 and "the second process dies here" in done.stderr
     assert time.monotonic() - start < 120 and not (tmp_path / "run/weights.pt").exists()
