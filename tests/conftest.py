@@ -33,7 +33,8 @@ sys.path.extend(str(folder) for folder in METHODS)
 REAL = ROOT.parent / "shared/data"
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["pytest", "torch", "torchvision", "cv2", "sklearn.linear_model", "sklearn.manifold",
-                              "matplotlib.pyplot", "rasterio", "pyproj"])
+                              "matplotlib.pyplot", "fontTools.subset", "rasterio", "pyproj", "geopandas", "jinja2",
+                              "diffusers.models.unets.unet_2d", "diffusers.schedulers.scheduling_ddim"])
 # run.sh's profile without CUDA: with CUDA its rows start from weights that have to be downloaded.
 WITHOUT_CUDA = {"CUDA_VISIBLE_DEVICES": ""}
 # The first three stages: most weights, which take the time here, are of the others (all five: test_scripts.py).
@@ -259,6 +260,7 @@ def _run_as_program(command, cwd, environment, out, err):
     os.environ.update(environment)
     os.chdir(cwd)
     sys.argv = command
+    sys.dont_write_bytecode = False                     # else each of hundreds compiles what they share
     # The tests' ways to shared/ and to the methods; a script has to find its own.
     own = {"", str(ROOT), str(ROOT / "tests"), *(str(folder) for folder in METHODS)}
     others = [folder for folder in sys.path if folder not in own]
