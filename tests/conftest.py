@@ -43,9 +43,10 @@ SMALL = ("--arch resnet18 --stages 3 --img_size 32 --init none --schedule cosine
 
 
 # What takes longest begins first, so that no core waits for the other at the end.
-LONGEST = ("test_run_sh_demo.py", "test_distributed.py", "test_run_sh.py", "test_new_method.py", "test_generated.py",
-           "test_resume.py", "test_contrastive.py", "test_scripts.py", "test_check_data.py", "test_report.py",
-           "test_prepare.py", "test_match.py", "test_san.py", "test_analyze.py")
+LONGEST = ("test_run_sh_demo.py", "test_check_data.py", "test_locate.py", "test_distributed.py", "test_generated.py",
+           "test_model.py", "test_san.py", "test_structure.py", "test_regions.py", "test_scripts.py",
+           "test_contrastive.py", "test_run_sh.py", "test_analyze.py", "test_resume.py", "test_match.py",
+           "test_simsiam.py", "test_new_method.py", "test_report.py", "test_search.py", "test_windows.py")
 
 
 def pytest_collection_modifyitems(items):
