@@ -53,7 +53,7 @@ def scene(layout, rng):
     tint = rng.normal(0, 6, (1, 1, 3)).astype(np.float32) * np.ones((side, side, 1), np.float32)
 
     def paint(value, shape_height=0.0, colour_std=0.0):
-        mask = canvas > 0
+        mask = np.nonzero(canvas)
         classes[mask] = value
         height[mask] = shape_height
         if colour_std:
