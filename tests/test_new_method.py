@@ -73,7 +73,8 @@ def test_a_new_method_is_a_folder_and_the_lines_of_a_table(checkout, demo, forke
     # One sitting gives the same, bit for bit, and its decoder and memory are not in what is tested.
     whole = checkout / "results/whole"
     done = script("code_Memory/train.py", "--data_path", demo, "--result_path", whole, "--recipe", "cpu", "--init",
-                  drawn, "--unpaired_path", demo, "--lambda_memory", "0.2", *SMALL.split(), cwd=checkout)
+                  drawn, "--unpaired_path", demo, "--lambda_memory", "0.2", *SMALL.split(), "--device", "cpu",
+                  cwd=checkout)
     assert done.returncode == 0, done.stderr
     assert f"{PLACES} training places; 12 optical and 12 SAR images without pairs" in done.stdout
     one, other = (torch.load(folder / "weights.pt", weights_only=True)["model"] for folder in (run, whole))
