@@ -113,7 +113,8 @@ def test_a_script_trains_on_two_processes_and_tests_alike(demo, forked, tmp_path
         embeddings.append({file.name: numpy.load(file) for file in (out / "embeddings").glob("*.npy")})
     assert sorted(embeddings[0]) == ["opt_FC.npy", "opt_POOL5.npy", "sar_FC.npy", "sar_POOL5.npy"]
     for name, array in embeddings[0].items():
-        assert array.shape == (12, 512 if "FC" in name else 128) and numpy.allclose(array, embeddings[1][name], atol=1e-5)
+        assert array.shape == (12, 512 if "FC" in name else 128)
+        assert numpy.allclose(array, embeddings[1][name], atol=1e-5)
 
 
 def test_a_batch_that_cannot_be_shared_is_an_error(demo, forked, tmp_path):
