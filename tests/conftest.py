@@ -187,13 +187,13 @@ def _serve(server):
 
 
 def _fork(client, outputs):
-    with client, client.makefile("rb") as words, suppress(BrokenPipeError):         # nobody waits: it was killed
+    with client, client.makefile("rb") as words, suppress(BrokenPipeError, ProcessLookupError):
         command = json.loads(words.readline())
         process = FORKS.Process(target=_run_as_program, args=(*command, *map(DupFd, outputs)))
         process.start()
         for output in outputs:
             os.close(output)
-        while process.sentinel not in wait([process.sentinel, client]):
+        while process.sentinel not in wait([process.sentinel, client]):             # a signal; none: it was killed
             number = client.recv(1)
             os.kill(process.pid, ord(number or bytes([signal.SIGKILL])))
             if not number:
