@@ -13,7 +13,8 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from multiprocessing.connection import wait
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 
@@ -32,17 +33,20 @@ sys.path.extend(str(folder) for folder in METHODS)
 REAL = ROOT.parent / "shared/data"
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["pytest", "torch", "torchvision", "cv2", "sklearn.linear_model", "sklearn.manifold",
-                              "matplotlib.pyplot", "rasterio", "pyproj"])
+                              "matplotlib.pyplot", "fontTools.subset", "rasterio", "pyproj", "geopandas", "jinja2",
+                              "diffusers.models.unets.unet_2d", "diffusers.schedulers.scheduling_ddim"])
 # run.sh's profile without CUDA: with CUDA its rows start from weights that have to be downloaded.
 WITHOUT_CUDA = {"CUDA_VISIBLE_DEVICES": ""}
-SMALL = ("--arch resnet18 --img_size 32 --init none --schedule cosine --lr 0.05 --lr_head 0.05 "
+# The first three stages: most weights, which take the time here, are of the others (all five: test_scripts.py).
+SMALL = ("--arch resnet18 --stages 3 --img_size 32 --init none --schedule cosine --lr 0.05 --lr_head 0.05 "
          "--batch_size 8 --epochs 2").split()
 
 
 # What takes longest begins first, so that no core waits for the other at the end.
-LONGEST = ("test_run_sh_demo.py", "test_distributed.py", "test_run_sh.py", "test_new_method.py", "test_generated.py",
-           "test_resume.py", "test_contrastive.py", "test_scripts.py", "test_check_data.py", "test_report.py",
-           "test_prepare.py", "test_match.py", "test_san.py", "test_analyze.py")
+LONGEST = ("test_run_sh_demo.py", "test_check_data.py", "test_locate.py", "test_distributed.py", "test_generated.py",
+           "test_model.py", "test_san.py", "test_structure.py", "test_regions.py", "test_scripts.py",
+           "test_contrastive.py", "test_run_sh.py", "test_analyze.py", "test_resume.py", "test_match.py",
+           "test_simsiam.py", "test_new_method.py", "test_report.py", "test_search.py", "test_windows.py")
 
 
 def pytest_collection_modifyitems(items):
@@ -153,8 +157,8 @@ def run_sh(checkout, python=sys.executable, **environment):
 def forked():
     """A Python for run.sh and torchrun that takes a script or -c, and forks it as a Program is forked: see there.
 
-    Who kills it does not kill the program. That a Python of its own can run each of run.sh's scripts is tried in
-    test_run_sh_demo.py.
+    Who interrupts, ends or kills it does so to the program. That a Python of its own can run each of run.sh's scripts
+    is tried in test_run_sh_demo.py.
     """
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as server:
         address, python = f"{folder}/socket", Path(folder, "python")  # a socket's path must be short
@@ -183,11 +187,17 @@ def _serve(server):
 
 
 def _fork(client, outputs):
-    with client, client.makefile("rb") as words:
-        process = FORKS.Process(target=_run_as_program, args=(*json.load(words), *map(DupFd, outputs)))
+    with client, client.makefile("rb") as words, suppress(BrokenPipeError, ProcessLookupError):
+        command = json.loads(words.readline())
+        process = FORKS.Process(target=_run_as_program, args=(*command, *map(DupFd, outputs)))
         process.start()
         for output in outputs:
             os.close(output)
+        while process.sentinel not in wait([process.sentinel, client]):             # a signal; none: it was killed
+            number = client.recv(1)
+            os.kill(process.pid, ord(number or bytes([signal.SIGKILL])))
+            if not number:
+                break
         process.join()
         client.sendall(str(process.exitcode).encode())
 
@@ -251,6 +261,7 @@ def _run_as_program(command, cwd, environment, out, err):
     os.environ.update(environment)
     os.chdir(cwd)
     sys.argv = command
+    sys.dont_write_bytecode = False                     # else each of hundreds compiles what they share
     # The tests' ways to shared/ and to the methods; a script has to find its own.
     own = {"", str(ROOT), str(ROOT / "tests"), *(str(folder) for folder in METHODS)}
     others = [folder for folder in sys.path if folder not in own]

@@ -4,4 +4,4 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source shared/plumbing/setup.sh requirements.txt requirements-optional.txt
 "$PYTHON" -m ruff check .
-exec "$PYTHON" -m pytest tests -n auto --dist loadfile --no-loadscope-reorder "$@"
+exec "$PYTHON" -m pytest -n auto --dist loadfile --no-loadscope-reorder "$@"

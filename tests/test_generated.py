@@ -16,7 +16,7 @@ from stargan import Discriminator, Generator, discriminator_terms, generator_ter
 from test_dataset import make_data
 from tools.compare_generated import frechet_distance
 
-SMALL = "--recipe cpu --img_size 32 --batch_size 4 --epochs 2".split()
+SMALL = "--recipe cpu --img_size 32 --batch_size 8".split()
 
 
 # StarGAN -------------------------------------------------------------------------------------------------------------
@@ -195,12 +195,12 @@ def test_a_generator_is_killed_resumed_and_its_images_are_a_data_set(folder, tra
     assert other.returncode == 2 and f"{tmp_path}/whole drew of {demo}, another run" in other.stderr
 
     # Any script reads them as a data set; auxiliary training as pseudo-modal images.
-    done = script("code/train.py", "--data_path", tmp_path / "drawn", *SMALL, "--epochs", "1", "--result_path",
-                  tmp_path / "plain")
+    small = [*SMALL, "--stages", "3", "--epochs", "1"]
+    done = script("code/train.py", "--data_path", tmp_path / "drawn", *small, "--result_path", tmp_path / "plain")
     assert done.returncode == 0, done.stderr
     for method in ("code_Aux", "code_Adv"):
-        done = script(f"{method}/train.py", "--data_path", demo, *SMALL, "--epochs", "1", "--generated",
-                      tmp_path / "drawn", "--result_path", tmp_path / method)
+        done = script(f"{method}/train.py", "--data_path", demo, *small, "--generated", tmp_path / "drawn",
+                      "--result_path", tmp_path / method)
         assert done.returncode == 0, done.stderr
     args = json.loads((tmp_path / "code_Aux/args.json").read_text())
     assert not args["channel_exchange"] and args["lr"] == 0.05, "generated images stand instead of exchange"

@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -26,7 +25,7 @@ test_row memory-turned code_Memory memory --first 3
 """
 EPOCHS, PLACES = 4, 24
 # Without AMP, so that runs of one and of two sittings are the same on every processor.
-SMALL = f"--img_size 32 --batch_size 8 --epochs {EPOCHS} --amp off"
+SMALL = f"--stages 3 --img_size 32 --batch_size 8 --epochs {EPOCHS} --amp off"
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +50,7 @@ def contents(folder):
 def test_a_new_method_is_a_folder_and_the_lines_of_a_table(checkout, demo, forked):
     run = checkout / "results/demo/memory/seed0"
     settings = {"DATA_PATH": str(demo), "FLAGS": SMALL}
-    environment = {**os.environ, **WITHOUT_CUDA, "PYTHON": sys.executable, **settings, "TABLES": "memory"}
+    environment = {**os.environ, **WITHOUT_CUDA, "PYTHON": str(forked), **settings, "TABLES": "memory"}
     process = subprocess.Popen(["bash", checkout / "run.sh"], env=environment, stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, text=True, start_new_session=True)
     end = time.monotonic() + 120
@@ -74,7 +73,8 @@ def test_a_new_method_is_a_folder_and_the_lines_of_a_table(checkout, demo, forke
     # One sitting gives the same, bit for bit, and its decoder and memory are not in what is tested.
     whole = checkout / "results/whole"
     done = script("code_Memory/train.py", "--data_path", demo, "--result_path", whole, "--recipe", "cpu", "--init",
-                  drawn, "--unpaired_path", demo, "--lambda_memory", "0.2", *SMALL.split(), cwd=checkout)
+                  drawn, "--unpaired_path", demo, "--lambda_memory", "0.2", *SMALL.split(), "--device", "cpu",
+                  cwd=checkout)
     assert done.returncode == 0, done.stderr
     assert f"{PLACES} training places; 12 optical and 12 SAR images without pairs" in done.stdout
     one, other = (torch.load(folder / "weights.pt", weights_only=True)["model"] for folder in (run, whole))

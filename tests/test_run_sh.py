@@ -10,6 +10,8 @@ from conftest import copy_checkout, run_sh, script
 from shared.plumbing.errors import InputError
 from tools.results import AUTHOR, divide, finished_runs, markdown, read_tables, recipes, tabulate, write_table
 
+SMALL = "--img_size 32 --stages 3"
+
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
@@ -21,7 +23,7 @@ def test_a_copied_folder_and_one_line_make_a_new_row(checkout, demo, forked):
     shutil.copytree(checkout / "code_Aux", checkout / "code_MyIdea")
     with open(checkout / "tables/ablation.sh", "a") as table:
         table.write("row my-idea code_MyIdea --guided_filter\n")
-    settings = dict(DATA_PATH=str(demo), EPOCHS="1", FLAGS="--img_size 32", ROWS="triplet my-idea")
+    settings = dict(DATA_PATH=str(demo), EPOCHS="1", FLAGS=SMALL, ROWS="triplet my-idea")
     done = run_sh(checkout, forked, **settings)
     assert done.returncode == 0, done.stdout + done.stderr
     with open(checkout / "results/demo/table.csv") as file:
@@ -48,7 +50,7 @@ def test_a_copied_folder_and_one_line_make_a_new_row(checkout, demo, forked):
 
 
 def test_a_failing_row_is_named_and_the_others_go_on(checkout, demo, forked):
-    done = run_sh(checkout, forked, DATA_PATH=str(demo), EPOCHS="7", FLAGS="--img_size 32", ROWS="triplet", SEEDS="0")
+    done = run_sh(checkout, forked, DATA_PATH=str(demo), EPOCHS="7", FLAGS=SMALL, ROWS="triplet", SEEDS="0")
     assert (
         done.returncode == 1
         and "epochs 1 there, 7 here" in done.stderr
@@ -60,7 +62,7 @@ def test_a_failing_row_is_named_and_the_others_go_on(checkout, demo, forked):
 def test_a_second_data_set_of_the_same_name_does_not_enter_its_table(checkout, demo, forked, tmp_path):
     other = shutil.copytree(demo, tmp_path / "demo")
     (other / "train/opt/0000.png").write_bytes((other / "train/opt/0001.png").read_bytes())
-    done = run_sh(checkout, forked, DATA_PATH=str(other), EPOCHS="1", FLAGS="--img_size 32", ROWS="triplet+adv")
+    done = run_sh(checkout, forked, DATA_PATH=str(other), EPOCHS="1", FLAGS=SMALL, ROWS="triplet+adv")
     assert done.returncode == 2 and "== " not in done.stdout and not (checkout / "results/demo/triplet+adv").exists()
     assert f"results/demo holds runs of another data set of this name, {demo} (48 files" in done.stderr
     assert f"this is {other} (48 files" in done.stderr and "move results/demo away" in done.stderr

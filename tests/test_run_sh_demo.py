@@ -6,7 +6,8 @@ from conftest import copy_checkout, run_sh
 
 def test_without_a_data_set_it_makes_the_demo_pairs(tmp_path):
     checkout = copy_checkout(tmp_path / "repository")
-    done = run_sh(checkout, EPOCHS="1", FLAGS="--img_size 32 --margin 0.4", ROWS="triplet", HOME=str(tmp_path))
+    flags = "--img_size 32 --stages 3 --margin 0.4"
+    done = run_sh(checkout, EPOCHS="1", FLAGS=flags, ROWS="triplet", HOME=str(tmp_path))
     assert done.returncode == 0 and "these are the demo pairs" in done.stdout, done.stdout + done.stderr
     assert "192 training places; 96 queries" in done.stdout
     args = json.loads((checkout / "results/demo/triplet/seed0/args.json").read_text())

@@ -139,7 +139,7 @@ def test_a_decoder_is_kept_and_belongs_to_its_architecture(tmp_path):
 
 # The scripts ---------------------------------------------------------------------------------------------------------
 
-FLAGS = "--arch resnet18 --img_size 32 --init none --batch_size 8 --epochs 3 --amp off --schedule cosine".split()
+FLAGS = "--arch resnet18 --img_size 32 --init none --batch_size 12 --epochs 3 --amp off --schedule cosine".split()
 ON_CPU = ("--device", "cpu")        # the same to the bit: on CUDA the decoder's enlarging adds up in any order
 
 

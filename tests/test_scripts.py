@@ -112,7 +112,7 @@ def test_what_each_query_found_adds_up_to_the_metrics(demo, baseline):
     ],
 )
 def test_each_method_trains_and_tests(demo, tmp_path, folder, flags, tested_by):
-    done = train(folder, demo, tmp_path / "run", *flags, "--epochs", "1")
+    done = train(folder, demo, tmp_path / "run", "--stages", "5", *flags, "--epochs", "1")
     assert "FC: top-1: " in done.stdout and "POOL5: top-1: " in done.stdout
     args = json.loads((tmp_path / "run/args.json").read_text())
     if folder == "code_Aux" and "--pooling" not in flags:

@@ -175,7 +175,7 @@ def test_the_probe_counts_nearest_neighbours():
 
 
 # On the CPU: resizing crops adds up gradients in any order on CUDA, so that no two runs there are the same to the bit.
-FLAGS = ("--arch resnet18 --img_size 32 --init none --batch_size 8 --epochs 4 --probe_every 2 --amp off --device cpu "
+FLAGS = ("--arch resnet18 --img_size 32 --init none --batch_size 12 --epochs 4 --probe_every 2 --amp off --device cpu "
          "--crops contrastive --renewal 0.25").split()
 
 

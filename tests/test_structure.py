@@ -236,7 +236,7 @@ def test_each_image_by_itself_is_left_out_toned_or_shown():
     ("code_Con", ["--input", "structure", "--chunk", "4"]),
     ("code_Con", "--input both --left_out 0.3 --toned 0.3 --chunk 4 --recipe cpu --part 24".split()),
     ("code_SimSiam", ["--input", "both"]),
-    ("code_SAN", ["--input", "both"]),
+    ("code_SAN", ["--input", "both", "--stages", "5"]),
 ])
 def test_each_method_learns_from_each_input(demo, tmp_path, folder, flags):
     small = "--arch resnet18 --img_size 32 --init none --batch_size 8".split() if folder == "code_SimSiam" else SMALL

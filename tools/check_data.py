@@ -221,7 +221,7 @@ def contact_sheet(listings, pairs, readers, file, columns=4, side=150):
             thumbnail = Image.fromarray(read_image(shown, readers[modality]))
             sheet.paste(thumbnail.resize((side, side), Image.Resampling.LANCZOS), (x + k * side, y))
         draw.text((x, y + side + 2), f"{split} {name}", fill="black", font=font)
-    sheet.save(file)
+    sheet.save(file, compress_level=1)
 
 
 # What is looked at, one thing after the other -------------------------------------------------------------------------
@@ -345,12 +345,12 @@ class Values:
         self.low, self.high, self.sums, self.squares = 255, 0, np.zeros(3), np.zeros(3)
 
     def add(self, image):
-        pixels = image.reshape(-1, 3)
+        red, green, blue = cv2.split(image)
         self.sides.append(len(image))
-        self.channels.add(1 if (pixels == pixels[:, :1]).all() else 3)
-        self.low, self.high = min(self.low, pixels.min()), max(self.high, pixels.max())
-        self.sums += pixels.sum(0, dtype=np.float64)
-        self.squares += (pixels.astype(np.float32) ** 2).sum(0, dtype=np.float64)
+        self.channels.add(1 if np.array_equal(red, green) and np.array_equal(green, blue) else 3)
+        self.low, self.high = min(self.low, image.min()), max(self.high, image.max())
+        self.sums += cv2.sumElems(image)[:3]
+        self.squares += cv2.sumElems(cv2.multiply(image, image, dtype=cv2.CV_32F))[:3]
 
     def describe(self):
         count = sum(side ** 2 for side in self.sides)

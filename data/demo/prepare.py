@@ -53,11 +53,13 @@ def scene(layout, rng):
     tint = rng.normal(0, 6, (1, 1, 3)).astype(np.float32) * np.ones((side, side, 1), np.float32)
 
     def paint(value, shape_height=0.0, colour_std=0.0):
-        mask = canvas > 0
-        classes[mask] = value
-        height[mask] = shape_height
+        left, top, width, depth = cv2.boundingRect(canvas)
+        part = np.s_[top:top + depth, left:left + width]
+        mask = canvas[part] > 0
+        classes[part][mask] = value
+        height[part][mask] = shape_height
         if colour_std:
-            tint[mask] = rng.normal(0, colour_std, 3)
+            tint[part][mask] = rng.normal(0, colour_std, 3)
 
     # Fields: polygons of bare soil or grass between random cuts.
     for _ in range(layout.integers(2, 6)):
