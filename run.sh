@@ -6,6 +6,7 @@
 #   ROWS="triplet triplet+exchange" EPOCHS=5 bash run.sh                       these rows alone, of any table
 #   TABLES="ablation NAME" bash run.sh                                         tables by name, or TABLES=all
 #   FLAGS="--img_size 64 --layer4_stride 2" EPOCHS=12 bash run.sh              more flags for every row that trains
+#   RECIPE=cpu bash run.sh                                                     with CUDA, too, what trains on a CPU
 #   PYTHON=python3 bash run.sh                                                 an environment of your own
 #
 # A finished row is not trained again; after an interruption the same call goes on.
@@ -31,9 +32,9 @@ elif [ -d "$caller/$DATA_PATH" ]; then
   DATA_PATH=$caller/$DATA_PATH
 fi
 NAME=$(basename "$DATA_PATH") SEEDS=${SEEDS:-0} PROFILE= PROFILES="all:" DRAWING=--symmetries
-# With CUDA every flag's default, the author's recipe; without, what trains from scratch on a CPU in minutes. Of the
-# flags of a row those after cpu: count without CUDA, those after demo: and real: there for demo pairs and for others.
-if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+# With CUDA every flag's default, the author's recipe; without, or if RECIPE=cpu, what trains on a CPU in minutes. Of
+# a row's flags those after cpu: count in the second, those after demo: and real: there for demo pairs and for others.
+if [ "${RECIPE:-}" = cpu ] || ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
   PROFILE="--recipe cpu" PROFILES+=" cpu: real:"
   if [ "$NAME" = demo ]; then
     PROFILE+=" --img_size 64 --batch_size 24 --epochs 4" PROFILES="all: cpu: demo:"
@@ -112,6 +113,5 @@ for i in "${order[@]}"; do
     "${command[@]}" || { [ $? -ne 130 ] || exit 130; failed+=("${names[i]} (seed $seed)"); }
   done
 done
-[ ${#failed[@]} -eq 0 ] || echo "not finished: ${failed[*]}" >&2
 source tools/tabulate.sh
-[ ${#failed[@]} -eq 0 ]
+[ ${#failed[@]} -eq 0 ] || { echo "not finished: ${failed[*]}; each says why where it began, above" >&2; exit 1; }

@@ -1,6 +1,7 @@
 # For every test.py, and the tools that open a run.
 """A finished run, opened to be tested: its model, the data set, and where the figures go."""
 import json
+import sys
 from pathlib import Path
 
 from shared.dataset import describe_gallery, load_splits
@@ -110,8 +111,10 @@ class FinishedRun:
 
 
 def asked_of(args):
-    """{flag: value} of what a test's figures depend on besides its run and its data, as a row's args.json keeps it."""
+    """{flag: value} of what a test's figures depend on besides its run and its data, as a row's args.json keeps it;
+    `test` is the script."""
     asked = {name: value for name, value in vars(args).items() if name not in NOT_THE_FIGURES}
+    asked["test"] = "/".join(Path(sys.argv[0]).parts[-2:])
     return json.loads(json.dumps(asked, default=str))
 
 
@@ -122,6 +125,8 @@ def require_row_of(row, run, data_path, asked):
     A row of before something was written to its args.json is taken for what is asked for.
     """
     settings, differing = read_settings(row), []
+    if (row / "log.txt").is_file():
+        raise InputError(f"{row} holds a run, and no figures of a test: give another --result_path")
     if run and Path(settings.get("run", run)).resolve() != Path(run).resolve():
         differing.append(f"run {settings['run']} there, {run} here")
     # A row of before flags were kept has the most important ones beside the run's own.

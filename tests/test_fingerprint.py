@@ -168,7 +168,7 @@ def test_a_tested_row_of_other_figures_is_refused(tmp_path, capsys):
         test_again("--run", tmp_path / "another")
 
 
-def test_a_row_knows_every_flag_that_its_figures_depend_on(tmp_path):
+def test_a_row_knows_every_flag_that_its_figures_depend_on(tmp_path, monkeypatch):
     """Another way to search, other regions: what stands there is not printed as what was asked for."""
     data = make_data(tmp_path / "data")
     run = open_run(tmp_path / "run", data)
@@ -190,6 +190,12 @@ def test_a_row_knows_every_flag_that_its_figures_depend_on(tmp_path):
         FinishedRun(parse("--querybank"))
     with pytest.raises(InputError, match=r"regions \['a'\] there, None here"):
         FinishedRun(parse("--data_path", data))
+    monkeypatch.setattr("sys.argv", ["tools/worlds.py"])
+    with pytest.raises(InputError, match="test .* there, tools/worlds.py here"):
+        FinishedRun(parse())
+    (run.folder / "log.txt").write_text("epoch 1")
+    with pytest.raises(InputError, match="run holds a run, and no figures of a test"):
+        FinishedRun(parse("--result_path", run.folder))
 
 
 def test_the_loss_terms_of_a_checkpoint_go_to_the_runs_device(tmp_path, monkeypatch):

@@ -30,6 +30,10 @@ def test_a_record_tells_the_run_and_no_path(tmp_path):
     assert record == {"row": "row_seed0", "day": first.name[:10], "commit": "abc1234", "machine": "one core"}
     again = script("tools/record.py", "--run", *runs, *words)
     assert again.returncode == 2 and "row_seed0" in again.stderr and "row_seed1" in again.stderr
+    for flag, wrong, reason in (("--row", "../a/b", "a name without slashes"), ("--machine", " ", "on what"),
+                                ("--commit", "none", "digits of a commit's hash")):
+        done = script("tools/record.py", "--run", runs[0], *words, flag, wrong)
+        assert done.returncode == 2 and reason in done.stderr
     none = script("tools/record.py", "--run", tmp_path, tmp_path / "none", *words)
     assert none.returncode == 2 and f"{tmp_path}, {tmp_path / 'none'}" in none.stderr
 

@@ -2,6 +2,7 @@
 import csv
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,16 @@ def test_a_copied_folder_and_one_line_make_a_new_row(checkout, demo, forked):
     again = run_sh(checkout, forked, **settings)
     assert again.returncode == 0 and again.stdout.count("is finished") == 2, "finished rows are not trained again"
     assert "ROC area" in done.stdout and "ROC area" not in again.stdout, "nor analyzed"
+
+
+def test_the_recipe_of_a_cpu_can_be_had_with_cuda(checkout, demo, tmp_path):
+    """A Python that says there is CUDA stands for a machine with it. No row of that name: nothing is trained."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\ncase $2 in *cuda*) exit 0;; esac\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    for recipe, profile in (("", "the default of every flag"), ("cpu", "--recipe cpu --img_size 64")):
+        done = run_sh(checkout, python, DATA_PATH=str(demo), ROWS="none", RECIPE=recipe)
+        assert done.returncode == 2 and f"profile: {profile}" in done.stdout, done.stderr
 
 
 def test_a_failing_row_is_named_and_the_others_go_on(checkout, demo, forked):

@@ -22,6 +22,7 @@ from shared.plumbing.errors import ROOT, InputError, run_script
 from shared.plumbing.files import make_folder, write_text
 
 KEPT = ("args.json", "metrics.json", "log.txt")
+COMMIT = re.compile("[0-9a-f]{7,40}")
 PATH = re.compile(r"(?<![\w.~/])(?:~|\.\.?)?/(?:[^\s\"',:/]+/)*([^\s\"',:/]+)")
 
 
@@ -40,6 +41,12 @@ def main(args):
     if args.row and len(args.run) > 1:
         raise InputError(f"--row {args.row} is the name of one run, and there are {len(args.run)}: leave it out, or "
                          "record them one by one")
+    if not args.machine.strip():
+        raise InputError("--machine is empty: say on what the seconds were taken")
+    if re.search(r"[/\s]", args.row or ""):
+        raise InputError(f"--row {args.row}: give a name without slashes and blanks")
+    if args.commit and not COMMIT.fullmatch(args.commit):
+        raise InputError(f"--commit {args.commit}: give the 7 to 40 digits of a commit's hash")
     unfinished = [str(run) for run in args.run if not (run / "metrics.json").is_file()]
     if unfinished:
         raise InputError(f"--run {', '.join(unfinished)}: no metrics.json; give folders of runs that are finished and "
