@@ -235,6 +235,9 @@ def initialize(model, init):
     if init == "none":
         return
     arch, is_published = model.settings["arch"], init == "imagenet" or init in PACKAGES
+    if not is_published and not (init and Path(init).exists()):
+        raise InputError(f"--init {init}: there is no such file or folder; give one, or one of none, imagenet, "
+                         f"{', '.join(PACKAGES)}")
     if not is_published and Path(init).is_dir():
         _initialize_from_run(model, Path(init))
         return

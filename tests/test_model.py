@@ -310,7 +310,7 @@ def test_init_from_a_run_says_what_is_wrong(tmp_path):
 
 def test_init_says_what_is_wrong(tmp_path, monkeypatch):
     model = PseudoSiamese("resnet18")
-    with pytest.raises(InputError, match="there is no file"):
+    with pytest.raises(InputError, match="nothing.pth: there is no such file or folder; give one, .*lite0"):
         initialize(model, tmp_path / "nothing.pth")
     torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "r34.pth")
     with pytest.raises(InputError, match="resnet18"):

@@ -157,7 +157,7 @@ def test_validation_never_reads_the_test_split(demo, tmp_path):
     (["--arch", "resnet19"], "resnet19: choose one of resnet18"),
     (["--epochs", "0"], "0 is not above 0"),
     (["--batch_size", "25"], "--batch_size 25: choose 2 to 24"),
-    (["--init", "nowhere.pth"], "--init: there is no file nowhere.pth"),
+    (["--init", "nowhere.pth"], "--init nowhere.pth: there is no such file or folder; give one, or one of none"),
     (["--device", "quantum"], "--device quantum cannot be used here"),
     (["--specify_num", "6"], "invalid choice: 6"),
     (["--learning_rate", "1"], "unrecognized arguments: --learning_rate"),
