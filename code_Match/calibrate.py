@@ -23,7 +23,7 @@ from scaled import load_tile_network
 from tiles import add_crs, load_tiles
 from unseen import add_halves, unseen_by
 from shared import options
-from shared.finished_run import asked_of, require_row_of
+from shared.finished_run import asked_of, is_tested, require_row_of
 from shared.mapping.calibration import (CALIBRATION, OUTCOMES, RIGHT_DEGREES, RIGHT_PX, SCALES, fit_calibration,
                                         load_calibration, scale_at, texture_of)
 from shared.mapping.finer_cells import FINER
@@ -64,7 +64,7 @@ def main(args):
     device = choose_device(args.device)
     mixed = autocast(device, args.amp)
     network = load_tile_network(args.run, data_path, device, mixed).network       # raises where it gives no cells
-    is_finished = args.result_path and (args.result_path / "metrics.json").is_file()
+    is_finished = args.result_path and is_tested(args.result_path)
     is_calibrated = is_finished and (args.run / CALIBRATION).is_file()
     if is_calibrated and load_calibration(args.run).finer == network.finer_identity:
         require_row_of(args.result_path, args.run, data_path, asked_of(args))

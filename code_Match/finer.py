@@ -28,7 +28,7 @@ from tiles import load_tiles
 from unseen import require_all_regions
 from shared import options
 from shared.dataset import to_float
-from shared.finished_run import asked_of, require_row_of
+from shared.finished_run import asked_of, is_tested, require_row_of
 from shared.mapping.cells import CellMaps, cell_side
 from shared.mapping.finer_cells import FINER, FinerCells
 from shared.mapping.turned import cut_turned
@@ -65,7 +65,7 @@ def main(args):
         raise InputError(f"--run {args.run} is packed: give the folder of the run, and pack that")
     settings = read_settings(args.run)
     data_path = args.data_path or settings["data_path"]
-    if args.result_path and (args.result_path / "metrics.json").is_file() and (args.run / FINER).is_file():
+    if args.result_path and is_tested(args.result_path) and (args.run / FINER).is_file():
         require_row_of(args.result_path, args.run, data_path, asked_of(args))
         print(f"{args.result_path} is finished")
         return

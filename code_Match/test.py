@@ -33,7 +33,7 @@ from scaled import load_tile_network
 from tiles import add_crs, load_tiles
 from unseen import add_halves, unseen_by
 from shared import options
-from shared.finished_run import asked_of, require_row_of
+from shared.finished_run import asked_of, is_tested, require_row_of
 from shared.mapping.calibration import RIGHT_PX, load_calibration
 from shared.mapping.cells import load_cell_network
 from shared.mapping.localization import Answer
@@ -127,7 +127,7 @@ class Tested:
 
 def test(args):
     file = args.result_path and args.result_path / "metrics.json"
-    if file and file.is_file():
+    if file and is_tested(args.result_path):
         data_path = args.data_path or read_settings(args.run)["data_path"]
         require_row_of(args.result_path, args.run, data_path, asked_of(args))
         if args.method in BY_FINER:

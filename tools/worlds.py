@@ -25,7 +25,7 @@ from tqdm import tqdm
 from shared import options
 from shared.dataset import load_splits, resize
 from shared.evaluate import embed, search
-from shared.finished_run import asked_of, require_row_of
+from shared.finished_run import asked_of, is_tested, require_row_of
 from shared.mapping.cells import ROTATIONS, ZOOMS, CellMaps, StructureCells, cell_side, embed_cells, find_window
 from shared.mapping.turned import cut_turned
 from shared.model import load_model
@@ -71,7 +71,7 @@ def main(args):
     file = args.result_path / "metrics.json"
     settings = read_settings(args.run) if args.run else {"tta": "none"}
     home = args.data_path or settings["data_path"]
-    if file.is_file():
+    if is_tested(args.result_path):
         require_row_of(args.result_path, args.run, home, asked_of(args))
         print(f"{args.result_path} is finished")
         return
