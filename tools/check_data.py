@@ -21,6 +21,7 @@ import sys
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -87,38 +88,63 @@ def low_frequencies(small):
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
 
 
+def detail_of(small):
+    """What correlation() takes of a small image."""
+    small = small.astype(np.float32)
+    return cv2.GaussianBlur(small, (0, 0), 1.0) - cv2.GaussianBlur(small, (0, 0), 5.0)
+
+
 def correlation(a, b):
     """Correlation of the detail of two small images at the best shift up to SHIFT px of 200, in [-1, 1].
 
     Fast, and a hint only.
     """
-    a, b = (cv2.GaussianBlur(x, (0, 0), 1.0) - cv2.GaussianBlur(x, (0, 0), 5.0) for x in np.float32([a, b]))
     margin = SHIFT * SMALL // 200
     return float(cv2.matchTemplate(b, a[margin:-margin, margin:-margin], cv2.TM_CCOEFF_NORMED).max())
 
 
-def same_everywhere(a, b):
+def look_closely(image, side):
+    """What same_everywhere() takes of an image (H, H, 3) uint8, float32 (side, side) both: its grey and its detail."""
+    smooth = cv2.GaussianBlur(resize(grey(image), side).astype(np.float32), (0, 0), side / 200)
+    return smooth, smooth - cv2.GaussianBlur(smooth, (0, 0), side / 20)
+
+
+def same_everywhere(a, detail_a, b, detail_b):
     """Whether b is a, shifted by up to SHIFT px of 200 and made brighter or darker.
 
-    a, b: (H, H, 3) uint8. What is left over must be small in every part: a correlation alone is not enough, two
-    stretches of open water with a piece of coast in the corner correlate at 0.97. So the rest, in any window of a tenth
-    of the side, must be below half the contrast there (or 4 grey levels).
+    What is left over must be small in every part: a correlation alone is not enough, two stretches of open water with a
+    piece of coast in the corner correlate at 0.97. So the rest, in any window of a tenth of the side, must be below
+    half the contrast there (or 4 grey levels).
     """
     side = len(a)                                       # full resolution: a shift by whole pixels leaves no rest
     reach, window = side * SHIFT // 200, (side // 10, side // 10)
-    a, b = (cv2.GaussianBlur(resize(grey(x), side).astype(np.float32), (0, 0), side / 200) for x in (a, b))
-    detail = [x - cv2.GaussianBlur(x, (0, 0), side / 20) for x in (a, b)]
-    fit = cv2.matchTemplate(detail[1], detail[0][reach:-reach, reach:-reach], cv2.TM_CCOEFF_NORMED)
+    fit = cv2.matchTemplate(detail_b, detail_a[reach:-reach, reach:-reach], cv2.TM_CCOEFF_NORMED)
     down, across = (int(k) - reach for k in np.unravel_index(fit.argmax(), fit.shape))
     a = a[max(0, -down):side - max(0, down), max(0, -across):side - max(0, across)]    # what both show
     b = b[max(0, down):side - max(0, -down), max(0, across):side - max(0, -across)]
     exposed = (a < 245) & (b < 245)                     # a brighter copy has lost what it saturates
     if exposed.mean() < 0.5 or a[exposed].std() == 0:
         return False
-    gain, offset = np.polyfit(a[exposed], b[exposed], 1)
+    (variance, covariance), _ = np.cov(a[exposed], b[exposed])
+    gain = covariance / variance
+    offset = b[exposed].mean() - gain * a[exposed].mean()
     rest = cv2.blur(np.where(exposed, b - gain * a - offset, 0) ** 2, window)
     contrast = cv2.blur(b ** 2, window) - cv2.blur(b, window) ** 2
     return bool((rest <= 0.25 * np.maximum(contrast, 8.0 ** 2)).mean() > 0.998)
+
+
+def alike(vectors):
+    """The pairs of rows, (i, j), i < j, of which one is among the nearest of the other. vectors: (N, D), of length 1."""
+    pairs = []
+    for i in range(0, len(vectors), 1024):
+        similarity = vectors[i:i + 1024] @ vectors.T
+        themselves = np.arange(len(similarity))
+        similarity[themselves, i + themselves] = -1
+        count = min(NEIGHBOURS, len(vectors) - 1)
+        nearest = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
+        rows, ranks = np.nonzero(np.take_along_axis(similarity, nearest, 1) > 0.5)
+        pairs.append(np.sort(np.stack([i + rows, nearest[rows, ranks]], 1), 1))
+    return np.unique(np.concatenate(pairs), axis=0).tolist()
 
 
 def repetitions(keys, small, hashes, read):
@@ -129,22 +155,16 @@ def repetitions(keys, small, hashes, read):
         by_hash[digest].append(i)
     for same in by_hash.values():
         pairs.update({(same[0], other): "identical" for other in same[1:]})
-    vectors = low_frequencies(small)
-    for i in range(0, len(vectors), 1024):
-        similarity = vectors[i:i + 1024] @ vectors.T
-        themselves = np.arange(len(similarity))
-        similarity[themselves, i + themselves] = -1
-        count = min(NEIGHBOURS, len(vectors) - 1)
-        if count == 0:
+    detail = lru_cache(1024)(lambda i: detail_of(small[i]))
+    image = lru_cache(8)(lambda i: read(keys[i]))
+    closely = lru_cache(8)(lambda i, side: look_closely(image(i), side))
+    for a, b in alike(low_frequencies(small)):
+        if (a, b) in pairs:
             continue
-        for row, columns in enumerate(np.argpartition(-similarity, count - 1, axis=1)[:, :count]):
-            for column in columns.tolist():
-                a, b = sorted((i + row, column))
-                if (a, b) in pairs or similarity[row, column] <= 0.5:
-                    continue
-                fit = correlation(small[a], small[b])
-                if fit > 0.7 and same_everywhere(read(keys[a]), read(keys[b])):
-                    pairs[a, b] = f"near-identical (correlation {fit:.2f})"
+        fit = correlation(detail(a), detail(b))
+        side = len(image(a)) if fit > 0.7 else 0
+        if side and same_everywhere(*closely(a, side), *closely(b, side)):
+            pairs[a, b] = f"near-identical (correlation {fit:.2f})"
     return [(keys[a], keys[b], how) for (a, b), how in sorted(pairs.items())]
 
 
