@@ -1,12 +1,14 @@
 # For every train.py and test.py.
 """The pseudo-siamese network: the first stages of a backbone once for each modality, the rest shared."""
 import copy
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from shared.backbones import PACKAGES, TIMM, build_backbone, keep_resolution, published_weights
 from shared.plumbing import distributed
@@ -27,6 +29,18 @@ POOLINGS = ("max", "avg", "grid", "cells")
 GRID = 3
 CELL_DIM = 16
 WRAPPERS = ("state_dict", "model")                      # of a checkpoint: what a state dict lies under
+
+
+class Unfilled(TorchFunctionMode):
+    """Networks made within it get no random weights, and draw no random numbers: these take longer than reading."""
+
+    FILLING = (nn.init.kaiming_normal_, nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_,
+               torch.Tensor.normal_, torch.Tensor.uniform_)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in self.FILLING:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
 
 
 class Embedded(NamedTuple):
@@ -205,7 +219,10 @@ def _read_run(folder, flag):
                          "of a run of code_Con/train.py now; give such a one")
     try:
         state, img_size = saved.pop("model"), saved.pop("img_size")
-        model = PseudoSiamese(**saved)
+        # Training goes on to draw random numbers, always the same; a timm network is looked at by what it makes of one.
+        needs_random = flag != "--run" or saved["arch"].startswith(TIMM)
+        with nullcontext() if needs_random else Unfilled():
+            model = PseudoSiamese(**saved)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{file} is not what a run writes ({error!r}): give the folder of a run, or train it again")
     except InputError as error:

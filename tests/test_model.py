@@ -1,4 +1,5 @@
 """The network: its stages, its poolings, and what --init takes."""
+import functools
 import re
 import runpy
 import urllib.error
@@ -145,6 +146,7 @@ def test_init_from_a_state_dict_fills_both_copies(tmp_path):
     assert torch.equal(model.shared_stages[-1][0].downsample[0].weight, resnet.layer4[0].downsample[0].weight)
 
 
+@functools.cache
 def official(arch="resnet18"):
     """What torchvision's official files hold: every weight, fc.* included, and no num_batches_tracked."""
     torch.manual_seed(3)
@@ -158,8 +160,7 @@ def is_filled(model, state):
 
 
 def test_init_imagenet_takes_the_official_files(monkeypatch, tmp_path, capsys):
-    state = official()
-    state["layer4.1.bn2.running_var"] = torch.rand(512)
+    state = {**official(), "layer4.1.bn2.running_var": torch.rand(512)}
     monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", lambda self, **how: dict(state))
     model = PseudoSiamese("resnet18", 2)
     initialize(model, "imagenet")
@@ -168,6 +169,11 @@ def test_init_imagenet_takes_the_official_files(monkeypatch, tmp_path, capsys):
     model = PseudoSiamese("resnet18", 2)
     initialize(model, tmp_path / "resnet18-f37072fd.pth")
     assert is_filled(model, state) and capsys.readouterr().out == ""
+
+
+@pytest.fixture(scope="module")
+def resnet34():
+    return PseudoSiamese("resnet34")
 
 
 @pytest.mark.parametrize("wrappers, prefix, said", [
@@ -180,7 +186,7 @@ def test_init_imagenet_takes_the_official_files(monkeypatch, tmp_path, capsys):
     (["model"], "", "inside 'model'"),
     (["model", "state_dict"], "module.encoder.", "inside 'state_dict', inside 'model', under the prefix 'module.enc"),
 ])
-def test_init_unwraps_a_checkpoint_and_says_so(tmp_path, capsys, wrappers, prefix, said):
+def test_init_unwraps_a_checkpoint_and_says_so(tmp_path, capsys, resnet34, wrappers, prefix, said):
     state = official()
     file = {f"{prefix}{name}": value for name, value in state.items()}
     file["head.projector.weight"] = torch.ones(2, 2)
@@ -192,7 +198,7 @@ def test_init_unwraps_a_checkpoint_and_says_so(tmp_path, capsys, wrappers, prefi
     out = capsys.readouterr().out
     assert is_filled(model, state) and said in out and out.count("\n") == 1
     with pytest.raises(InputError, match="does not hold the weights of a torchvision resnet34: give the --arch"):
-        initialize(PseudoSiamese("resnet34"), tmp_path / "checkpoint.pth")
+        initialize(resnet34, tmp_path / "checkpoint.pth")
 
 
 @pytest.mark.parametrize("theirs, ours", [("resnet34", "resnet18"), ("resnet18", "resnet34"), ("resnet50", "resnet34")])
@@ -217,6 +223,19 @@ def test_a_run_is_loaded_in_evaluation_mode(tmp_path):
         model(opt=torch.rand(1, 3, img_size, img_size))
     assert not any(module.training for module in model.modules())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_run_is_loaded_without_drawing_random_weights(tmp_path):
+    """But not where training goes on from it: the same seed gives the same weights as ever."""
+    finished(tmp_path / "run", stages=2)
+    model = PseudoSiamese("resnet18", stages=2)
+    drawn = {}
+    for name, load in (("nothing", lambda: None), ("--run", lambda: load_model(tmp_path / "run", torch.device("cpu"))),
+                       ("--init", lambda: initialize(model, tmp_path / "run"))):
+        torch.manual_seed(5)
+        load()
+        drawn[name] = torch.rand(1).item()
+    assert drawn["--run"] == drawn["nothing"] != drawn["--init"]
 
 
 def test_weights_that_are_no_numbers_are_refused(tmp_path):

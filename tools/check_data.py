@@ -134,7 +134,7 @@ def same_everywhere(a, detail_a, b, detail_b):
 
 
 def alike(vectors):
-    """The pairs of rows, (i, j), i < j, of which one is among the nearest of the other. vectors: (N, D), of length 1."""
+    """Pairs of rows, [[i, j]], i < j, of which one is among the nearest of the other. vectors: (N, D), of length 1."""
     pairs = []
     for i in range(0, len(vectors), 1024):
         similarity = vectors[i:i + 1024] @ vectors.T
