@@ -55,6 +55,11 @@ def normalized(embeddings):
     return F.normalize(embeddings.flatten(1)).view_as(embeddings)
 
 
+def embedding_of(seen):
+    """(PARTS^2, C) of a query."""
+    return normalized(part_means(seen.cells[0], seen.size)[None, :, :, 0, 0].cpu())[0]
+
+
 def scores_of(maps, seen):
     """(P) cosines of a query with the patches of some Maps, all of its cells with all of theirs."""
     scores = [map_.ready(0).cosines(seen.cells[:1], seen.mask[:1])[0, 0, ::STEP, ::STEP].flatten() for map_ in maps]
@@ -114,6 +119,17 @@ def graph_of(scores, voted, embedding, patches):
         nearest = apart.topk(min(NEIGHBOURS + 1, len(rows)), largest=False).indices
         edges |= torch.zeros_like(edges).scatter(1, nearest, True)
     return nodes, edges | edges.T, rows
+
+
+def order_of(graph, maps, seen, patches):
+    """(N) rows of the patches of some maps, best first: by voting, or by the graph where there is one."""
+    scores = scores_of(maps, seen)
+    voted = vote(scores, patches)
+    if graph is None:
+        return np.argsort(-voted)
+    nodes, edges, rows = graph_of(scores, voted, embedding_of(seen), patches)
+    with torch.no_grad():
+        return rows[graph(nodes[None], edges[None])[0].argsort(descending=True).numpy()]
 
 
 def train_graph(examples, seed=0):

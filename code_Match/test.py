@@ -16,7 +16,8 @@ import json
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's root, where shared/ is
@@ -25,19 +26,19 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from accuracy import figures, honesty
 from baselines import StructureCorrelation, best_position, displacement, gradient_correlation, mutual_information
 from calibrate import error_px
-from graph import graph_of, normalized, part_means, patches_of, scores_of, train_graph, vote
+from graph import embedding_of, graph_of, order_of, patches_of, scores_of, train_graph, vote
 from queries import draw_queries
-from scaled import load_tile_network
-from tiles import add_crs, load_tiles
+from scaled import TileNetwork, load_tile_network
+from tiles import Tiles, add_crs, load_tiles
 from unseen import add_halves, unseen_by
 from shared import options
 from shared.finished_run import asked_of, is_tested, require_row_of
 from shared.mapping.calibration import RIGHT_PX, load_calibration
 from shared.mapping.cells import load_cell_network
 from shared.mapping.localization import Answer
-from shared.mapping.turned import difference_of_angles
 from shared.plumbing.device import autocast, choose_device
 from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import write_text
@@ -55,8 +56,6 @@ BY_FINER = ("cells", "trust")                           # whose answers a run's 
 SIDES = (100, 200, 400)
 # How many queries of a tile: fewer where one takes longer. Map, half width of the rotations.
 SETTINGS = {("tile", 0): 10, ("tile", 15): 3, ("tile", 180): 2, ("mosaic", 0): 3, ("mosaic", 15): 1, ("mosaic", 180): 1}
-WITHIN = (1, 3, 5, 10, 20)
-AREAS = (3, 5, 10)                                      # px up to which the area under the curve of WITHIN is taken
 TRUST_QUERIES = 5                                       # of each tile
 GRAPH_QUERIES = 400                                     # of tiles that were not seen, to learn the graph from
 GRAPH_OF_EACH = 4                                       # times --queries of them at most are of one tile
@@ -90,94 +89,70 @@ def arguments():
     return args
 
 
+@dataclass
 class Tested:
-    """What all methods need: network, tiles and their maps, made once."""
-
-    def __init__(self, args):
-        self.args = args
-        self.device = choose_device(args.device)
-        self.autocast = autocast(self.device, args.amp)
-        self.settings = read_settings(args.run)
-        self.data_path = args.data_path or self.settings["data_path"]
-        self.is_own = args.data_path is None
-        readers = readers_of_run(args.run, args, self.is_own)
-        self.network = self.load(args.run)
-        self.calibration = None
-        if args.method == "trust":
-            self.calibration = load_calibration(args.calibration or args.run, self.network.network)
-        if args.validation or args.method == "graph":
-            train = load_tiles(self.settings["data_path"], "train", args.workers, readers, args.crs)
-            self.unseen = unseen_by(args.run, args.halves, train)
-        if args.validation:
-            self.tiles = unseen_by(args.run, None, train)[0].tiles
-        else:
-            self.tiles = load_tiles(self.data_path, "test", args.workers, readers, args.crs)
-        if args.tiles:
-            self.tiles = self.tiles.subset(range(min(args.tiles, len(self.tiles))))
-        if args.method not in WITHOUT_LEARNING:
-            self.maps = self.network.maps_of(self.tiles)
-
-    def load(self, run):
-        return load_tile_network(run, self.settings["data_path"], self.device, self.autocast)
-
-    def scale(self, side):
-        """The factor on scores, which makes probabilities of them; without a calibration no one asks for these."""
-        return self.calibration.scale(side * self.network.factor) if self.calibration else 1.0
+    """What is asked, and where. maps: the network's Map of each tile, where the method needs them."""
+    network: TileNetwork
+    tiles: Tiles
+    maps: list
 
 
 def test(args):
-    file = args.result_path and args.result_path / "metrics.json"
-    if file and is_tested(args.result_path):
+    row = args.result_path
+    if row and is_tested(row):
         data_path = args.data_path or read_settings(args.run)["data_path"]
-        require_row_of(args.result_path, args.run, data_path, asked_of(args))
+        require_row_of(row, args.run, data_path, asked_of(args))
         if args.method in BY_FINER:
-            require_finer_of(args.result_path, args.run)
-        print(f"{args.result_path} is finished")
+            require_finer_of(row, args.run)
+        print(f"{row} is finished")
         return
-    tested = Tested(args)
-    tiles = tested.tiles
-    identity = tested.network.network.finer_identity
+
+    settings, device = read_settings(args.run), choose_device(args.device)
+    data_path = args.data_path or settings["data_path"]
+    readers = readers_of_run(args.run, args, args.data_path is None)
+    load = partial(load_tile_network, data_path=settings["data_path"], device=device,
+                   autocast=autocast(device, args.amp))
+    network = load(args.run)
+    calibration = load_calibration(args.calibration or args.run, network.network) if args.method == "trust" else None
+    split = partial(load_tiles, workers=args.workers, readers=readers, crs=args.crs)
+    train = split(settings["data_path"], "train") if args.validation or args.method == "graph" else None
+    unseen = unseen_by(args.run, args.halves, train) if args.method == "graph" else []
+    tiles = unseen_by(args.run, None, train)[0].tiles if args.validation else split(data_path, "test")
+    tiles = tiles.subset(range(len(tiles))[:args.tiles])
+    tested = Tested(network, tiles, [] if args.method in WITHOUT_LEARNING else network.maps_of(tiles))
+
+    identity = network.network.finer_identity
     given = argparse.Namespace(**vars(args), finer=identity) if identity else args
-    displaced, lines = [], Lines((args.result_path or outputs_of(args.run)) / f"lines_{args.method}.json", given)
-    if args.method != "trust":
-        displaced = [displacement(opt, sar) for opt, sar in zip(tiles.opt, tiles.sar)]
-    for side in args.sides:
-        if side > min(min(tile.shape[:2]) for tile in tiles.opt):
-            continue
-        if args.method == "trust":
-            if not lines.has(side=side):
-                lines.add(trust_of(tested, side, args.queries))
-            continue
-        left = [(kind, within) for kind, within in settings_of(args.method)
-                if not lines.has(side=side, map=kind, rotation=NAMES[within])]
-        if not left:
-            continue
-        locate = locator(args.method, tested, side)
-        for kind, within in left:
-            queries = draw_queries(tiles, side, within, min(SETTINGS[kind, within], args.queries), seed=0)
-            if not queries:
-                continue
-            answers, start = [], time.perf_counter()
-            for query in tqdm(queries, desc=f"{side} px, {kind}, {NAMES[within]}", leave=False, disable=None):
-                where = [query.tile] if kind == "tile" else range(len(tiles))
-                answers.append(locate(query, list(where), within))
-            seconds = (time.perf_counter() - start) / len(queries)
-            lines.add({"side": side, "map": kind, "rotation": NAMES[within],
-                       **figures(queries, answers, displaced, tiles.metres), "seconds": round(seconds, 2)})
+    lines = Lines((row or outputs_of(args.run)) / f"lines_{args.method}.json", given)
     metrics = {"lines": lines.lines, "seconds": seconds_of(args.run),
                "evaluated_on": "validation" if args.validation else "test"}
-    if displaced:
-        error = np.mean([error for _, error in displaced], 0)
-        print(f"tiles displaced by a median of {np.median([np.hypot(*shift) for shift, _ in displaced]):.1f} px, "
-              f"standard error {error[0]:.1f} px across, {error[1]:.1f} px down")
-        metrics["displacement_error_px"] = error.tolist()
-    if file:
-        origin = {"data_path": str(tested.data_path), "run": str(args.run), "method": args.method, "finer": identity,
-                  "asked": asked_of(args), "tested_data": fingerprint(find_data(tested.data_path), "test")}
-        write_text(args.result_path / "args.json", json.dumps({**tested.settings, **origin}, indent=1))
-        write_text(file, json.dumps(metrics, indent=1))
+    smallest = min(min(tile.shape[:2]) for tile in tiles.opt)
+    sides = [side for side in args.sides if side <= smallest]
+    if args.method == "trust":
+        for side in sides:
+            if not lines.has(side=side):
+                lines.add({"side": side, **trust_of(tested, calibration, side, args.queries)})
     else:
-        write_text(outputs_of(args.run) / f"test_{args.method}.json", json.dumps(metrics, indent=1))
+        displaced = [displacement(opt, sar) for opt, sar in zip(tiles.opt, tiles.sar)]
+        for side in sides:
+            left = [(kind, within) for kind, within in settings_of(args.method)
+                    if not lines.has(side=side, map=kind, rotation=NAMES[within])]
+            if not left:
+                continue
+            graph = learned_graph(unseen, load, side, GRAPH_OF_EACH * args.queries) if unseen else None
+            locate = locator(args.method, tested, graph)
+            for kind, within in left:
+                line = measure(locate, tiles, displaced, side, kind, within, args.queries)
+                if line:
+                    lines.add(line)
+        metrics["displacement_error_px"] = describe(displaced)
+
+    if row:
+        origin = {"data_path": str(data_path), "run": str(args.run), "method": args.method, "finer": identity,
+                  "asked": asked_of(args), "tested_data": fingerprint(find_data(data_path), "test")}
+        write_text(row / "args.json", json.dumps({**settings, **origin}, indent=1))
+    file = row / "metrics.json" if row else outputs_of(args.run) / f"test_{args.method}.json"
+    write_text(file, json.dumps(metrics, indent=1))
     lines.file.unlink(missing_ok=True)
 
 
@@ -190,6 +165,14 @@ def require_finer_of(row, run):
                          f"anew by those of {run}")
 
 
+def describe(displaced):
+    """Print by how much the tiles are displaced; returns its standard error in px, across and down."""
+    error = np.mean([error for _, error in displaced], 0)
+    print(f"tiles displaced by a median of {np.median([np.hypot(*shift) for shift, _ in displaced]):.1f} px, "
+          f"standard error {error[0]:.1f} px across, {error[1]:.1f} px down")
+    return error.tolist()
+
+
 def settings_of(method):
     """Those of SETTINGS that a method is tested in."""
     if method in WITHOUT_LEARNING:
@@ -199,68 +182,78 @@ def settings_of(method):
     return list(SETTINGS)
 
 
+def measure(locate, tiles, displaced, side, kind, within, count):
+    """A line of the table: `count` queries of each tile at most, looked for on their own tile or on all (kind).
+
+    displaced: of each tile, as displacement gives it. None where no tile has room for a query.
+    """
+    queries = draw_queries(tiles, side, within, min(SETTINGS[kind, within], count), seed=0)
+    if not queries:
+        return None
+    answers, start = [], time.perf_counter()
+    for query in tqdm(queries, desc=f"{side} px, {kind}, {NAMES[within]}", leave=False, disable=None):
+        where = [query.tile] if kind == "tile" else list(range(len(tiles)))
+        answers.append(locate(query, where, within))
+    seconds = round((time.perf_counter() - start) / len(queries), 2)
+    return {"side": side, "map": kind, "rotation": NAMES[within],
+            **figures(queries, answers, displaced, tiles.metres), "seconds": seconds}
+
+
 # The methods: (query, numbers of the tiles to look on, half width of its rotation) -> Answer, in px of the tiles ------
 
-def locator(method, tested, side):
-    """The function that a method locates queries of `side` px by."""
+def locator(method, tested, graph=None):
+    """The function that a method locates queries of one side by. graph: the AnswerGraph of `graph`."""
     if method == "cells":
-        return lambda query, where, within: located(tested, query, [tested.maps[i] for i in where], within)[0]
+        return lambda query, where, within: by_cells(tested, query, where, within)[0]
     if method in WITHOUT_LEARNING:
-        def by_score(query, where, within):
-            row, column = best_position(WITHOUT_LEARNING[method](query.image, tested.tiles.opt[where[0]]))
-            return Answer(where[0], column + side / 2, row + side / 2, 0.0, 0.0)
-        return by_score
-
-    graph = learned_graph(tested, side) if method == "graph" else None
-    patches = {}                                        # of one tile, and of all: what queries of a side share
-
-    def by_patches(query, where, within):
-        maps = [tested.maps[i] for i in where]
-        seen = tested.network.search(query, within, 1.0).seen[0]
-        if tuple(where) not in patches:
-            patches[tuple(where)] = patches_of(maps, seen)
-        near = patches[tuple(where)]
-        order = order_of(graph, maps, seen, near)
-        answer = Answer(int(near.map[order[0]]), *near.centres[order[0]], 0.0, 0.0)
-        return tested.network.in_tile(answer, tested.tiles)
-    return by_patches
+        return partial(by_score, WITHOUT_LEARNING[method], tested.tiles)
+    return partial(by_patches, tested, graph, {})
 
 
-def located(tested, query, maps, within):
-    """(the best Answer, the Search, all answers in the network's px) by cells on these maps."""
-    search = tested.network.search(query, within, tested.scale(len(query.image)))
-    for map_ in maps:
-        search.look_at(map_)
+def by_cells(tested, query, where, within, scale=1.0):
+    """(the best Answer, the Search, all answers in the network's px) by every position on these tiles.
+
+    scale: on scores, which makes probabilities of them; without a calibration no one asks for these.
+    """
+    search = tested.network.search(query, within, scale)
+    for number in where:
+        search.look_at(tested.maps[number])
     answers = search.answers()
     if not answers:
         return Answer(-1, np.inf, np.inf, 0.0, -1.0), search, answers
     return tested.network.in_tile(answers[0], tested.tiles), search, answers
 
 
-def order_of(graph, maps, seen, patches):
-    """(N) rows of the patches of some maps, best first: by voting, or by the graph where there is one."""
-    scores = scores_of(maps, seen)
-    voted = vote(scores, patches)
-    if graph is None:
-        return np.argsort(-voted)
-    nodes, edges, rows = graph_of(scores, voted, embedding_of(seen), patches)
-    with torch.no_grad():
-        return rows[graph(nodes[None], edges[None])[0].argsort(descending=True).numpy()]
+def by_score(score, tiles, query, where, within):
+    """By one of WITHOUT_LEARNING, on one tile, as the map lies."""
+    row, column = best_position(score(query.image, tiles.opt[where[0]]))
+    half = len(query.image) / 2
+    return Answer(where[0], column + half, row + half, 0.0, 0.0)
 
 
-def embedding_of(seen):
-    """(PARTS^2, C) of a query."""
-    return normalized(part_means(seen.cells[0], seen.size)[None, :, :, 0, 0].cpu())[0]
+def by_patches(tested, graph, patches, query, where, within):
+    """By patches of the tiles. patches: of one tile, and of all, as queries of one side share them; filled here."""
+    maps = [tested.maps[number] for number in where]
+    seen = tested.network.search(query, within, 1.0).seen[0]
+    if tuple(where) not in patches:
+        patches[tuple(where)] = patches_of(maps, seen)
+    near = patches[tuple(where)]
+    best = order_of(graph, maps, seen, near)[0]
+    answer = Answer(int(near.map[best]), *near.centres[best], 0.0, 0.0)
+    return tested.network.in_tile(answer, tested.tiles)
 
 
-def learned_graph(tested, side):
-    """The AnswerGraph, learned on training tiles that the run, or its halves, did not see."""
+def learned_graph(unseen, load, side, most):
+    """The AnswerGraph, learned from queries of training tiles that a run did not see, `most` at most of each.
+
+    unseen: [Unseen]. load: run -> its TileNetwork.
+    """
     examples = []
-    for part in tested.unseen:
-        network, tiles = tested.load(part.run), part.tiles
+    for part in unseen:
+        network, tiles = load(part.run), part.tiles
         maps = network.maps_of(tiles)
-        patches, count = None, max(1, GRAPH_QUERIES // len(tested.unseen) // len(tiles))
-        for query in draw_queries(tiles, side, 0, min(count, GRAPH_OF_EACH * tested.args.queries), seed=3):
+        patches, count = None, max(1, GRAPH_QUERIES // len(unseen) // len(tiles))
+        for query in draw_queries(tiles, side, 0, min(count, most), seed=3):
             seen = network.search(query, 0, 1.0).seen[0]
             patches = patches or patches_of(maps, seen)
             scores = scores_of(maps, seen)
@@ -275,74 +268,25 @@ def learned_graph(tested, side):
     return train_graph(examples)
 
 
-# The figures ---------------------------------------------------------------------------------------------------------
-
-def figures(queries, answers, displaced, metres):
-    """A line of the table: shares in percent within WITHIN px of the nominal truth and of the corrected one; median,
-    90th percentile (CE90) and RMSE of the right ones in px; failures, and the areas under the curve of the shares up to
-    AREAS px, in percent; median error of the rotation in degrees. None for what is on another map."""
-    errors = np.array([error_px(answer, query) for answer, query in zip(answers, queries)])
-    corrected = []
-    for answer, query in zip(answers, queries):
-        (dx, dy), _ = displaced[query.tile]
-        corrected.append(error_px(replace(answer, x=answer.x - dx, y=answer.y - dy), query))
-    turned = [abs(difference_of_angles(a.rotation, q.rotation)) for a, q in zip(answers, queries)]
-    right = errors[errors <= RIGHT_PX]
-    line = {"queries": len(queries)}
-    line.update({f"within{px}": share(errors, px) for px in WITHIN})
-    line.update(median_px=finite(np.median(errors)), ce90_px=finite(np.quantile(errors, 0.9, method="higher")),
-                right_rmse_px=finite(np.sqrt(np.mean(right ** 2))) if len(right) else None,
-                failures=round(100 - share(errors, RIGHT_PX), 2), **{f"auc{px}": area(errors, px) for px in AREAS},
-                median_m=finite(np.median(errors) * metres))
-    line.update({f"corrected{px}": share(corrected, px) for px in (1, 3, 5, 10)})
-    line.update(corrected_median_px=finite(np.median(corrected)), rotation_error=round(float(np.median(turned)), 2))
-    return line
-
-
-def area(errors, px):
-    """The area under the curve of the shares within up to `px` px, in percent of what it can be."""
-    return round(100 * float(np.mean(np.clip(1 - np.asarray(errors) / px, 0, None))), 2)
-
-
-def share(errors, px):
-    return round(100 * float(np.mean(np.asarray(errors) <= px)), 2)
-
-
-def finite(value):
-    return round(float(value), 2) if np.isfinite(value) else None
-
-
-def trust_of(tested, side, count):
+def trust_of(tested, calibration, side, count):
     """How honest the answers are: each query on its own tile, and on the next one, where it is not; rotation known."""
-    is_located, right, inside, off_located, accepted = [], [], [], [], []
-    calibration, maps = tested.calibration, tested.maps
+    scale, factor = calibration.scale(side * tested.network.factor), tested.network.factor
+    is_located, is_right, is_inside, accepted, off_map = [], [], [], [], []
     for query in draw_queries(tested.tiles, side, 0, min(count, TRUST_QUERIES), seed=4):
         for is_on in (True, False):
-            number = query.tile if is_on else (query.tile + 1) % len(maps)
-            answer, search, answers = located(tested, query, [maps[number]], 0)
+            number = query.tile if is_on else (query.tile + 1) % len(tested.tiles)
+            answer, search, answers = by_cells(tested, query, [number], 0, scale)
             confidence = calibration.confidence(search.evidence(answers)) if answers else NO_ANSWER
             says_located = calibration.status(confidence, answer.probability) == "located"
             if not is_on:
-                off_located.append(says_located)
+                off_map.append(says_located)
                 continue
             error = error_px(answer, query)
             is_located.append(says_located)
-            right.append(error <= RIGHT_PX)
+            is_right.append(error <= RIGHT_PX)
+            is_inside.append(error * factor <= calibration.radius(confidence))
             accepted.append(confidence[0])
-            inside.append(error * tested.network.factor <= calibration.radius(confidence))
-    is_located, right = np.array(is_located), np.array(right)
-    order = np.argsort(-np.array(accepted))
-    risk = 100 * (1 - right[order].cumsum() / np.arange(1, len(order) + 1))
-    return {"side": side, "queries": len(is_located), "located": percent(is_located),
-            "located_wrongly": percent(~right[is_located]),
-            "off_map_located": percent(off_located), "inside_90_radius": percent(inside),
-            "located_inside_90_radius": percent(np.array(inside)[is_located]),
-            **{f"risk_at_{coverage}": round(float(risk[len(risk) * coverage // 100 - 1]), 2)
-               for coverage in (25, 50, 75, 100)}}
-
-
-def percent(values):
-    return round(100 * float(np.mean(values)), 2) if len(values) else None
+    return honesty(is_located, is_right, is_inside, accepted, off_map)
 
 
 if __name__ == "__main__":
