@@ -17,7 +17,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 plt.rcParams.update({"font.size": 8, "axes.titlesize": 8, "legend.fontsize": 7, "legend.frameon": False,
                      "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 1.2,
-                     "pdf.fonttype": 42, "axes.prop_cycle": plt.cycler(color=CYCLE)})
+                     "pdf.fonttype": 42, "axes.prop_cycle": plt.cycler(color=CYCLE), "figure.dpi": 200})
 
 
 def panels(columns=1, rows=1, width=COLUMN, height=2.4):
@@ -35,18 +35,27 @@ def known_values(epochs, name):
 
 def save(figure, file):
     """Write FILE.png and FILE.pdf, and close the figure."""
+    _lay_out(figure)
     write_bytes(file.with_suffix(".pdf"), _content(figure, "pdf", metadata={"CreationDate": None}))
     write_bytes(file.with_suffix(".png"), png(figure))
 
 
 def png(figure):
     """The figure as a PNG (bytes); closes it."""
+    _lay_out(figure)
     content = _content(figure, "png")
     plt.close(figure)
     return content
 
 
+def _lay_out(figure):
+    """Give all its place, once: left to savefig, it is found for each file, and all is drawn once more for it."""
+    if figure.get_layout_engine():
+        figure.get_layout_engine().execute(figure)
+        figure.set_layout_engine(None)
+
+
 def _content(figure, suffix, **settings):
     content = io.BytesIO()
-    figure.savefig(content, format=suffix, dpi=200, **settings)
+    figure.savefig(content, format=suffix, **settings)
     return content.getvalue()

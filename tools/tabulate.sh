@@ -18,10 +18,10 @@ for name in triplet triplet+exchange triplet+adv contrastive; do
   runs+=(--run "$run")
   [ -f "$run/analysis/figures.json" ] || analyzed=0
 done
-[ $analyzed = 1 ] || "$PYTHON" tools/analyze.py "${runs[@]}"
+sample=                                                 # how many pairs are looked at
+[[ $PROFILES != *demo:* ]] || sample="--sample 24"
+[ $analyzed = 1 ] || "$PYTHON" tools/analyze.py "${runs[@]}" $sample
 if [ ${#runs[@]} -gt 0 ] && [ ! -f "results/$NAME/filters/filters.csv" ]; then
-  sample=
-  [[ $PROFILES != *demo:* ]] || sample="--sample 24"
   "$PYTHON" tools/compare_filters.py --data_path "$DATA_PATH" "${runs[@]:0:2}" $sample
 fi
 "$PYTHON" tools/report.py "results/$NAME" "${table_flags[@]}" --data_path "$DATA_PATH"
