@@ -49,16 +49,16 @@ distributed.stop()
 """
 
 
-def torchrun(processes, *arguments, python=sys.executable):
-    """Run a script on so many processes, of this Python or of `forked`, as torchrun is then, too."""
-    launcher = "from torch.distributed.run import main; main()"
+def torchrun(processes, *arguments, launcher, python=None):
+    """Run a script on so many processes, of the launcher's Python or of another. launcher: this Python, or `forked`."""
+    program = "from torch.distributed.run import main; main()"
     return subprocess.run(
-        [python, "-c", launcher, "--standalone", f"--nproc_per_node={processes}", *map(str, arguments)],
+        [launcher, "-c", program, "--standalone", f"--nproc_per_node={processes}", *map(str, arguments)],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, **WITHOUT_CUDA, "PYTHON_EXEC": str(python)},
+        env={**os.environ, **WITHOUT_CUDA, "PYTHON_EXEC": str(python or launcher)},
     )
 
 
@@ -68,7 +68,7 @@ def halves(tmp_path_factory, forked):
     folder = tmp_path_factory.mktemp("halves")
     (folder / "worker.py").write_text(WORKER.format(root=str(ROOT)))
     worker = [folder / "worker.py", folder]
-    for done in (script(*worker), torchrun(2, *worker, python=forked)):
+    for done in (script(*worker), torchrun(2, *worker, launcher=forked)):
         assert done.returncode == 0, done.stderr
     return folder
 
@@ -96,7 +96,8 @@ def test_two_halves_give_the_loss_and_gradients_of_the_whole(halves, kinds):
 def test_a_script_trains_on_two_processes_and_tests_alike(demo, forked, tmp_path):
     out = tmp_path / "run"
     done = torchrun(
-        2, "code_Adv/train.py", "--data_path", demo, "--result_path", out, *SMALL, "--channel_exchange", "--amp", "off"
+        2, "code_Adv/train.py", "--data_path", demo, "--result_path", out, *SMALL, "--channel_exchange", "--amp", "off",
+        launcher=forked, python=sys.executable,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("epoch 1:") == 1 and "cpu x 2" in done.stdout, "one process speaks"
@@ -104,7 +105,7 @@ def test_a_script_trains_on_two_processes_and_tests_alike(demo, forked, tmp_path
     # In float32: in bf16 the rounding depends on how many images are embedded at once.
     embeddings = []
     # Without --, torchrun would take --run for its own.
-    for call in (script, partial(torchrun, 2, "--", python=forked)):
+    for call in (script, partial(torchrun, 2, "--", launcher=forked)):
         tested = call("code_Adv/test.py", "--run", out, "--amp", "off", "--device", "cpu", "--save_embeddings")
         assert tested.returncode == 0 and tested.stdout.count("FC: top-1") == 1, tested.stderr
         metrics, test = (json.loads((out / name).read_text()) for name in ("metrics.json", "test.json"))
@@ -120,7 +121,7 @@ def test_a_script_trains_on_two_processes_and_tests_alike(demo, forked, tmp_path
 def test_a_batch_that_cannot_be_shared_is_an_error(demo, forked, tmp_path):
     done = torchrun(
         2, "code/train.py", "--data_path", demo, "--result_path", tmp_path / "run", *SMALL, "--batch_size", "7",
-        python=forked,
+        launcher=forked,
     )
     assert done.returncode != 0 and "choose a multiple of 2" in done.stderr
 
@@ -140,7 +141,7 @@ runpy.run_path({str(ROOT / 'code/train.py')!r}, run_name="__main__")
     start = time.monotonic()
     done = torchrun(
         2, tmp_path / "dies.py", "--data_path", demo, "--result_path", tmp_path / "run", *SMALL, "--epochs", "50",
-        python=forked,
+        launcher=forked,
     )
     assert done.returncode != 0 and "the second process dies here" in done.stderr
     assert time.monotonic() - start < 120 and not (tmp_path / "run/weights.pt").exists()
