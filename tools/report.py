@@ -130,9 +130,9 @@ def lines_with_intervals(runs, retrievals, tiles):
     if tiles is not None:
         by_query = 100 * bootstrap_intervals(values)
         times_as_wide = np.ptp(ends, axis=0).sum() / max(np.ptp(by_query, axis=0).sum(), 1e-9)
-    ends_of_lines = ends.T.reshape(len(lines), 2, 2)
-    return [{**line, "top1_ends": top1, "mAP_ends": average}
-            for line, (top1, average) in zip(lines, ends_of_lines)], times_as_wide
+    for line, (top1, average) in zip(lines, ends.T.reshape(len(lines), 2, 2)):
+        line.update(top1_ends=top1, mAP_ends=average)
+    return lines, times_as_wide
 
 
 def main_lines(lines):
@@ -157,7 +157,7 @@ def shown_of_table(name, runs, retrievals, pairs, region_of, authors):
     difference, p = compare_rows(np.stack(top1, 1), tiles)
     _, metrics = next(iter(runs.values()))[0]
     return {"name": name, "rows": list(runs), "lines": lines, "best": best, "metrics": metrics,
-            "tiles": tiles and len(set(tiles)), "times_as_wide": times_as_wide, "recipes": recipes(runs),
+            "tiles": len(set(tiles)) if tiles else None, "times_as_wide": times_as_wide, "recipes": recipes(runs),
             "difference": 100 * difference, "p": p, "bars": bars(lines, authors), "curves": curves(runs, retrievals),
             "map": place_map(best, retrievals, pairs, region_of)}
 
@@ -179,7 +179,7 @@ def bars(lines, authors):
         axis.plot([line["top1"] for line in others], [names.index(line["row"]) for line in others], "o", color=SAR,
                   markerfacecolor="none", markersize=4, label=others[0]["feature"])
     if authors:
-        marks = [(AUTHOR.get(name, "").split(",")[0], i) for i, name in enumerate(names)]
+        marks = [(authors.get(name, "").split(",")[0], i) for i, name in enumerate(names)]
         known = [(float(text), i) for text, i in marks if text.replace(".", "", 1).isdigit()]
         axis.plot(*zip(*known), "x", color="black", markersize=4, label="the author, FC")
     axis.set(yticks=at, yticklabels=names, xlabel="top-1 (%), 95% interval", xlim=(0, 100))
@@ -333,14 +333,13 @@ def main(args):
 
     cards = gallery(all_runs, all_retrievals, pairs, args.queries)              # refuses another data set's images
     data_set = args.folder.resolve().name
-    is_authors = data_set == AUTHORS_DATA_SET
-    authors = AUTHOR if is_authors else {}
+    authors = AUTHOR if data_set == AUTHORS_DATA_SET else {}
     shown = [shown_of_table(name, runs, retrievals[name], pairs, region_of, authors) for name, runs in tables.items()]
     analysed, other_pictures = analyses(all_runs)
     # The row that the strip at the head of the page shows: the best of the first table.
     best = shown[0]["best"]["row"] if shown else None
     text = page(title=data_set, demo_note=DEMO_NOTE if data_set == "demo" else None, tables=shown, own=own,
-                authors=authors, authors_notes=AUTHORS_NOTES.strip().split("\n") if is_authors else [],
+                authors=authors, authors_notes=AUTHORS_NOTES.strip().split("\n") if authors else [],
                 analysed=analysed, other_pictures=other_pictures, filters=filters(args.folder / "filters"),
                 gallery={"best": best, **cards})
     write_text(args.folder / "report.html", text)
