@@ -10,7 +10,8 @@ import torch
 from jinja2 import UndefinedError
 
 from conftest import SMALL, require_fit, script
-from tools.report import best_line, page, place_map, tiles_of_queries
+from tools.report import bars, best_line, page, place_map, tiles_of_queries
+from tools.results import AUTHOR
 
 
 def test_queries_know_their_tiles():
@@ -36,6 +37,14 @@ def test_the_page_opens_with_the_best_row_by_its_main_feature():
     lines = [line("a", "FC", 50.0, (40, 60)), line("a", "POOL5", 99.0, (98, 100)), line("<b>", "FC", 60.04, (51, 69))]
     text = " ".join(page_of(lines).split())
     assert "&lt;b&gt;</strong> finds 60.0% of the places first (95% interval 51.0 to 69.0; FC, 3 seeds)" in text
+
+
+def test_the_author_is_in_the_legend_where_a_figure_of_theirs_is_shown(monkeypatch):
+    named = []
+    monkeypatch.setattr("matplotlib.figure.Figure.legend", lambda figure, marks, labels, **style: named.append(labels))
+    for row in ("structure", "triplet"):
+        bars([line(row, "FC", 50.0, (40, 60))], AUTHOR)
+    assert named == [["FC"], ["the author, FC", "FC"]]
 
 
 def test_the_map_has_a_panel_for_each_region_and_a_point_for_each_query(monkeypatch):

@@ -178,9 +178,9 @@ def bars(lines, authors):
     if others:
         axis.plot([line["top1"] for line in others], [names.index(line["row"]) for line in others], "o", color=SAR,
                   markerfacecolor="none", markersize=4, label=others[0]["feature"])
-    if authors:
-        marks = [(authors.get(name, "").split(",")[0], i) for i, name in enumerate(names)]
-        known = [(float(text), i) for text, i in marks if text.replace(".", "", 1).isdigit()]
+    marks = [(authors.get(name, "").split(",")[0], i) for i, name in enumerate(names)]
+    known = [(float(text), i) for text, i in marks if text.replace(".", "", 1).isdigit()]
+    if known:
         axis.plot(*zip(*known), "x", color="black", markersize=4, label="the author, FC")
     axis.set(yticks=at, yticklabels=names, xlabel="top-1 (%), 95% interval", xlim=(0, 100))
     axis.invert_yaxis()
