@@ -49,13 +49,14 @@ NEIGHBOURS = 5                                          # candidates of an image
 
 # Read: every image once -----------------------------------------------------------------------------------------------
 
-@dataclass(frozen=True)
+@dataclass
 class SeenImage:
     """What is kept of an image that was decoded.
 
     key: (split, name). place: (split, name of its place). file: a Path or a TensorRow. words: what was read of it.
     shown: the share of its pixels that show something. error: the InputError that it is none; such an image has none of
-    what follows, see figures_of().
+    what follows. side: px. channels: how many differ. sums, squares: of its values, by channel. small: a grey thumbnail
+    of SMALL px. digest: a hash of its pixels.
     """
     modality: str
     key: tuple
@@ -79,8 +80,7 @@ def grey(image):
 
 
 def figures_of(image):
-    """Of an image, (H, H, 3) uint8: its side in px, how many channels differ, its values' ends, their sums and sums of
-    squares by channel, a grey thumbnail, and a hash of the pixels that equal images share."""
+    """What a SeenImage keeps of the pixels, (H, H, 3) uint8."""
     red, green, blue = cv2.split(image)
     is_grey = np.array_equal(red, green) and np.array_equal(green, blue)
     squares = cv2.sumElems(cv2.multiply(image, image, dtype=cv2.CV_32F))
@@ -89,22 +89,20 @@ def figures_of(image):
             "small": resize(grey(image), SMALL), "digest": hashlib.blake2b(image.tobytes(), digest_size=16).digest()}
 
 
-def list_split_less(root, split, amiss):
-    """The Listing of a split less what leave_out.csv names, and how many that are; what is amiss is added as sentences.
-    """
-    left_out = read_leave_out(root, split)
-    listing = list_split(root, split, amiss)
-    amiss.extend(check_ids(root, split, listing, amiss))
-    return listing.without(left_out), len(left_out)
-
-
-def rows_of_places(root, listings):
-    """key -> what is known of a place: its position in the layout, else its row of pairs.csv."""
-    rows = {}
-    for split, listing in listings.items():
+def list_splits(root, report):
+    """split -> Listing, less what leave_out.csv leaves out; key -> what is known of a place, as in pairs.csv; and what
+    is amiss with folders and files, as sentences."""
+    listings, rows, amiss = {}, {}, []
+    for split in SPLITS:
+        left_out = read_leave_out(root, split)
+        listing = list_split(root, split, amiss)
+        amiss.extend(check_ids(root, split, listing, amiss))
+        if left_out:
+            report(f"{split}: leave_out.csv leaves out {len(left_out)}")
+        listings[split] = listing.without(left_out)
         rows.update({(split, name): {"x_m": x, "y_m": y} for name, (x, y) in listing.positions.items()})
         rows.update({(split, name): row for name, row in read_pairs_csv(root, split).items()})
-    return rows
+    return listings, rows, amiss
 
 
 def readers_for(listings, readers):
@@ -174,17 +172,8 @@ def other_sizes(images):
     return lines
 
 
-def partly_shown(images):
-    """The images of which some pixels show nothing, as lines."""
-    return [f"{image.key[0]} {image.modality} {image.key[1]}: {100 * (1 - image.shown):.0f}% shows nothing"
-            for image in images if image.shown < 1]
-
-
 def low_frequencies(small):
-    """(N, SMALL, SMALL) uint8 -> (N, D) float32 unit vectors.
-
-    They hardly change under shift, brightness or recompression.
-    """
+    """(N, SMALL, SMALL) uint8 -> (N, D) unit vectors that hardly change under shift, brightness or recompression."""
     window = np.hanning(SMALL)[:, None] * np.hanning(SMALL)
     vectors = []
     for i in range(0, len(small), 512):
@@ -198,10 +187,7 @@ def low_frequencies(small):
 
 
 def correlation(a, b):
-    """Correlation of the detail of two small images at the best shift up to SHIFT px of 200, in [-1, 1].
-
-    Fast, and a hint only.
-    """
+    """Correlation, in [-1, 1], of the detail of two small images at the best shift up to SHIFT px of 200: a fast hint."""
     a, b = (cv2.GaussianBlur(x, (0, 0), 1.0) - cv2.GaussianBlur(x, (0, 0), 5.0) for x in np.float32([a, b]))
     margin = SHIFT * SMALL // 200
     return float(cv2.matchTemplate(b, a[margin:-margin, margin:-margin], cv2.TM_CCOEFF_NORMED).max())
@@ -309,8 +295,7 @@ def whole_pairs(images):
 
 
 def alignment(pairs, readers):
-    """How pairs are aligned: where each fits best, (N, 2) px of 200 across and down; and those that fit better
-    elsewhere, as lines."""
+    """How well pairs are aligned, as a line; and those that fit better elsewhere, as lines."""
     shifts, elsewhere = [], []
     for opt, sar in tqdm(pairs, desc="alignment", disable=None):
         fits = fit_of_pair(read_image(opt.file, readers["opt"]), read_image(sar.file, readers["sar"]))
@@ -322,28 +307,33 @@ def alignment(pairs, readers):
         if 2 < max(map(abs, shift)) < SHIFT and deviations > 3 and deviations * (fits.max() - here) > EVIDENCE:
             elsewhere.append(f"{' '.join(sar.key)}: shift {shift[0]:+d}, {shift[1]:+d} px of 200, "
                              f"correlation {fits.max():.2f} there, {here:.2f} here")
-    return np.array(shifts), elsewhere
+    across, down = np.median(shifts, 0)
+    length = np.abs(shifts).max(1)
+    far_across, far_down = np.median(np.abs(shifts), 0)
+    return (f"alignment of {len(pairs)} pairs, in px of 200: median best shift {across:+.0f} across, {down:+.0f} down; "
+            f"median distance {np.median(length):.0f} (chance {CHANCE}), {far_across:.0f} across and {far_down:.0f} "
+            f"down; {100 * (length <= 2).mean():.0f}% within 2"), elsewhere
 
 
 # Judge: what that means for training ----------------------------------------------------------------------------------
 
 def across_splits(pairs):
-    """Those of pairs (key, key, how) of which one is in train and one in test."""
+    """Those of pairs (key, key, how) of which one is in train, the first, and one in test."""
     return [pair for pair in pairs if pair[0][0] != pair[1][0]]
 
 
 def reasons_to_leave_out(lonely, unreadable, repeated, overlapping):
-    """{key: the first reason to leave it out}. Of a pair the training image goes: the test split stays as it is.
+    """{key: the first reason to leave it out}. The test split stays as it is where a training image can go.
 
-    repeated: modality -> pairs (key, key, how). overlapping: the same.
+    lonely: what without_partner() gives. repeated: modality -> pairs (key, key, how). overlapping: such pairs.
     """
     reasons = [(key, f"no {modality} image") for key, _, modality in lonely]
     reasons += [(image.key, "unreadable") for image in unreadable]
     for modality, pairs in repeated.items():
         for a, b, how in pairs:
-            gone, kept = (a, b) if (a[0], b[0]) == ("train", "test") else (b, a)
+            gone, kept = (a, b) if a[0] != b[0] else (b, a)
             reasons.append((gone, f"{modality} as {' '.join(kept)}, {how}"))
-    reasons += [(a if a[0] == "train" else b, "overlaps a test crop") for a, b, _ in across_splits(overlapping)]
+    reasons += [(training, "overlaps a test crop") for training, _, _ in across_splits(overlapping)]
     return dict(reversed(reasons))
 
 
@@ -377,6 +367,7 @@ class Report:
         if len(items) > most:
             self(f"  ... and {len(items) - most} more")
 
+
 def print_split(report, split, listing, images):
     """Counts and values of a split. images: all of it, as seen."""
     without = len(listing.opt.keys() - {place for place, _ in listing.sar.values()})
@@ -397,17 +388,6 @@ def print_pairs(report, pairs, within, across):
     for title, is_across in ((within, False), (across, True)):
         report.listing(title, [f"{' '.join(a)} and {' '.join(b)}: {how}" for a, b, how in pairs
                                if (a[0] != b[0]) == is_across])
-
-
-def print_alignment(report, shifts, elsewhere):
-    """What alignment() found."""
-    across, down = np.median(shifts, 0)
-    length = np.abs(shifts).max(1)
-    far_across, far_down = np.median(np.abs(shifts), 0)
-    report(f"alignment of {len(shifts)} pairs, in px of 200: median best shift {across:+.0f} across, {down:+.0f} down; "
-           f"median distance {np.median(length):.0f} (chance {CHANCE}), {far_across:.0f} across and {far_down:.0f} "
-           f"down; {100 * (length <= 2).mean():.0f}% within 2")
-    report.listing("pairs that fit better elsewhere", elsewhere)
 
 
 def contact_sheet(pairs, readers, file, columns=4, side=150):
@@ -449,13 +429,8 @@ def check(args):
     root, report = find_data(args.data), Report()
     report(f"{root}")
 
-    listings, amiss, images = {}, [], []
-    for split in SPLITS:
-        listings[split], left_out = list_split_less(root, split, amiss)
-        if left_out:
-            report(f"{split}: leave_out.csv leaves out {left_out}")
-    rows = rows_of_places(root, listings)
-    readers = readers_for(listings, readers_of(args))
+    listings, rows, amiss = list_splits(root, report)
+    readers, images = readers_for(listings, readers_of(args)), []
     for split, listing in listings.items():
         of_split = read_split(listing, split, readers, args.workers)
         print_split(report, split, listing, of_split)
@@ -468,11 +443,13 @@ def check(args):
 
     lonely = without_partner(listings)
     report.listing("folders or files amiss", amiss)
-    report.listing("missing partners",
-                   [f"{file}: there is no {lacking} image of this place" for _, file, lacking in lonely])
+    report.listing("missing partners", [f"{file}: there is no {lacking} image of this place"
+                                        for _, file, lacking in lonely])
     report.listing("unreadable files", errors, most=len(errors))
     report.listing("pairs of different size", other_sizes(readable))
-    report.listing("images that are not shown whole", partly_shown(readable))
+    report.listing("images that are not shown whole",
+                   [f"{image.key[0]} {image.modality} {image.key[1]}: {100 * (1 - image.shown):.0f}% shows nothing"
+                    for image in readable if image.shown < 1])
 
     repeated = {}
     for modality in MODALITIES:
@@ -493,7 +470,9 @@ def check(args):
     out.mkdir(parents=True, exist_ok=True)
     pairs = whole_pairs(readable)
     if pairs:
-        print_alignment(report, *alignment(evenly(pairs, args.sample), readers))
+        line, elsewhere = alignment(evenly(pairs, args.sample), readers)
+        report(line)
+        report.listing("pairs that fit better elsewhere", elsewhere)
         contact_sheet(evenly(pairs, 24), readers, out / "contact.png")
         report(f"contact sheet: {out / 'contact.png'}")
     reasons = reasons_to_leave_out(lonely, unreadable, repeated, overlapping)
