@@ -187,7 +187,7 @@ def low_frequencies(small):
 
 
 def correlation(a, b):
-    """Correlation, in [-1, 1], of the detail of two small images at the best shift up to SHIFT px of 200: a fast hint."""
+    """A fast hint: correlation, in [-1, 1], of two small images' detail at the best shift up to SHIFT px of 200."""
     a, b = (cv2.GaussianBlur(x, (0, 0), 1.0) - cv2.GaussianBlur(x, (0, 0), 5.0) for x in np.float32([a, b]))
     margin = SHIFT * SMALL // 200
     return float(cv2.matchTemplate(b, a[margin:-margin, margin:-margin], cv2.TM_CCOEFF_NORMED).max())
@@ -237,7 +237,7 @@ def repetitions(images, reader):
 
 
 def candidates(vectors):
-    """Rows a < b of unit vectors, (N, D), of which one is among the nearest of the other, and near: yields (a, b)."""
+    """Rows a < b of unit vectors, (N, D), of which one is near the other and among its nearest: yields (a, b)."""
     count = min(NEIGHBOURS, len(vectors) - 1)
     if count == 0:
         return
@@ -310,9 +310,10 @@ def alignment(pairs, readers):
     across, down = np.median(shifts, 0)
     length = np.abs(shifts).max(1)
     far_across, far_down = np.median(np.abs(shifts), 0)
-    return (f"alignment of {len(pairs)} pairs, in px of 200: median best shift {across:+.0f} across, {down:+.0f} down; "
+    line = (f"alignment of {len(pairs)} pairs, in px of 200: median best shift {across:+.0f} across, {down:+.0f} down; "
             f"median distance {np.median(length):.0f} (chance {CHANCE}), {far_across:.0f} across and {far_down:.0f} "
-            f"down; {100 * (length <= 2).mean():.0f}% within 2"), elsewhere
+            f"down; {100 * (length <= 2).mean():.0f}% within 2")
+    return line, elsewhere
 
 
 # Judge: what that means for training ----------------------------------------------------------------------------------
