@@ -14,8 +14,8 @@ from test_raster import write
 from tools.check_data import SHIFT, fit_of_pair
 
 
-def check(data, out, *flags):
-    done = script("tools/check_data.py", data, "--out", out, *flags)
+def check(data, out, *flags, sample=2):
+    done = script("tools/check_data.py", data, "--out", out, "--sample", str(sample), *flags)
     assert "Traceback" not in done.stderr, done.stderr
     return done
 
@@ -88,7 +88,7 @@ def flat(data, monkeypatch):
 
 
 def test_clean_pairs_are_clean(flat, tmp_path):
-    done = check(flat, tmp_path / "out")
+    done = check(flat, tmp_path / "out", sample=200)
     assert done.returncode == 0, done.stdout
     for title in (
         "folders or files amiss", "missing partners", "unreadable files", "pairs of different size",
@@ -189,7 +189,7 @@ def test_overlapping_crops_are_found_by_position(data, tmp_path):
 def test_ids_that_match_nothing_are_told(data, tmp_path):
     rows = [f"train,{i},t" for i in range(24)] + ["test,0003,t", "test,0777,t"]
     (data / "pairs.csv").write_text("split,id,tile\n" + "\n".join(rows) + "\n")
-    amiss = section(check(data, tmp_path / "out", "--sample", "2").stdout, "folders or files amiss")
+    amiss = section(check(data, tmp_path / "out").stdout, "folders or files amiss")
     assert len(amiss) == 3 and "pairs.csv: 24 of 24 ids of train differ from an image's name by leading" in amiss[0]
     assert "(the first: 0777)" in amiss[1] and "11 of 12 places of test have no row" in amiss[2]
 
@@ -208,7 +208,7 @@ def test_a_shifted_pair_is_listed_and_the_shift_is_right(data, tmp_path):
     layover, _ = shifts[name]                             # walls lie over the ground towards the radar
     file = data / "train/sar" / f"{name}.png"
     Image.fromarray(np.roll(np.array(Image.open(file)), (-6, 9), (0, 1))).save(file)
-    found = section(check(data, tmp_path / "out").stdout, "pairs that fit better elsewhere")
+    found = section(check(data, tmp_path / "out", sample=200).stdout, "pairs that fit better elsewhere")
     line = next(line for line in found if line.startswith(f"train {name}: "))
     across, down = map(int, re.search(r"shift ([+-]\d+), ([+-]\d+) px", line).groups())
     assert max(map(abs, layover)) <= 5 and (across, down) == (layover[0] + 9, layover[1] - 6)
@@ -223,7 +223,7 @@ def test_strips_of_one_place_are_no_repetition(data, tmp_path):
 
 def test_the_real_pairs(real, tmp_path):
     """With what leave_out.csv leaves out, nothing repeats and no test place is in training."""
-    done = check(real, tmp_path / "out")
+    done = check(real, tmp_path / "out", sample=200)
     assert done.returncode == 0
     for title in (
         "unreadable files", "missing partners", "opt: the same image twice within a split",
@@ -247,7 +247,7 @@ def test_what_is_wrong_with_the_real_pairs_is_found(real, tmp_path):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{name}.jpg").symlink_to(real / split / modality / f"{name}.jpg")
     (data / "pairs.csv").write_text("\n".join([header, *rows]) + "\n")
-    done = check(data, tmp_path / "out", "--sample", "10")
+    done = check(data, tmp_path / "out")
     assert done.returncode == 1
     assert "opt: the same image twice within a split: 25" in done.stdout
     assert "train 130_00 and train 142_00: identical" in done.stdout
