@@ -27,11 +27,11 @@ def train(args):
     if run.finished:
         return
 
+    model = build_model(args, run.device)
     pairs, evaluation = load_data(args)
     steps = steps_per_epoch(pairs, args.batch_size)
     run.log(describe(pairs, evaluation))
 
-    model = build_model(args, run.device)
     optimizer = build_optimizer(model, args.optim, args.lr, args.lr_head)
     schedule = build_schedule(optimizer, args.schedule, args.epochs, steps)
     network = run.parallelize(model)

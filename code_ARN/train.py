@@ -46,14 +46,14 @@ def train(args):
     if run.finished:
         return
 
+    model = build_model(args, run.device)
+    if args.start:
+        start_from(model, args.start)
     pairs, evaluation = load_data(args)
     target = load_target(args)
     steps = steps_per_epoch(pairs, args.batch_size)
     run.log(f"{describe(pairs, evaluation)}; {target.describe()}")
 
-    model = build_model(args, run.device)
-    if args.start:
-        start_from(model, args.start)
     inputs, outputs = channels_of(model)[-2:]
     branches = Branches(model.shared_stages[-1], inputs, outputs, private=not args.no_private)
     optimizer = build_optimizer(model, args.optim, args.lr, args.lr_head, extra=branches)

@@ -59,14 +59,14 @@ def train(args):
     if run.finished:
         return
 
+    model = build_model(args, run.device)
+    if args.start:
+        start_from(model, args.start)
     pairs, evaluation = load_data(args)
     target = load_target(args)
     steps = steps_per_epoch(pairs, args.batch_size)
     run.log(f"{describe(pairs, evaluation)}; {target.describe()}")
 
-    model = build_model(args, run.device)
-    if args.start:
-        start_from(model, args.start)
     pseudo_pairs = PseudoPairs(target)
     critic = CRITICS["wasserstein"](embedding_width(model, side_of_part(args.part, args.img_size)))
     critic_optimizer = torch.optim.Adam(critic.parameters(), lr=1e-3, betas=critic.betas, weight_decay=5e-4)

@@ -66,6 +66,7 @@ def train(args):
     if run.finished:
         return
 
+    model = build_model(args, run.device)
     part = side_of_part(args.part, args.img_size)
     side = side_to_turn(part, args.turn, args.rescale, args.img_size)
     # Windows no larger than a step needs; the image alone goes on drawing what its figures were measured with.
@@ -73,7 +74,6 @@ def train(args):
     steps = steps_per_epoch(pairs, args.batch_size)
     run.log(describe(pairs, evaluation))
 
-    model = build_model(args, run.device)
     negatives = HardNegatives(pairs, args.hard_negatives)
     loss = build_contrastive(args.loss, args.margin, args.temperature, args.label_smoothing)
     collapsed = {"contrastive": collapsed_value(loss, args.batch_size)}

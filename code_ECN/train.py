@@ -51,6 +51,9 @@ def train(args):
     if run.finished:
         return
 
+    model = build_model(args, run.device)
+    if args.start:
+        start_from(model, args.start)
     pairs, evaluation = load_data(args)
     target = load_target(args)
     if args.generated:
@@ -58,9 +61,6 @@ def train(args):
     steps = steps_per_epoch(pairs, args.batch_size)
     run.log(f"{describe(pairs, evaluation)}; {target.describe()}")
 
-    model = build_model(args, run.device)
-    if args.start:
-        start_from(model, args.start)
     width = embedding_width(model, args.img_size)
     memory = ExemplarMemory(len(target.opt) + len(target.sar), width)           # optical images first
     optimizer = build_optimizer(model, args.optim, args.lr, args.lr_head)

@@ -44,14 +44,14 @@ def train(args):
     if run.finished:
         return
 
+    model = build_model(args, run.device)
+    if args.start:
+        start_from(model, args.start)
     pairs, evaluation = load_data(args)
     target = translations_of(load_target(args), args.generated, args.workers)
     steps = steps_per_epoch(pairs, args.batch_size)
     run.log(f"{describe(pairs, evaluation)}; {target.describe()}")
 
-    model = build_model(args, run.device)
-    if args.start:
-        start_from(model, args.start)
     optimizer = build_optimizer(model, args.optim, args.lr, args.lr_head)
     schedule = build_schedule(optimizer, args.schedule, args.epochs, steps)
     network = run.parallelize(model)

@@ -49,11 +49,11 @@ def train(args):
     if run.finished:
         return
 
+    model = build_model(args, run.device)
     pairs, evaluation = load_data(args)
     steps = steps_per_epoch(pairs, args.batch_size)
     run.log(describe(pairs, evaluation))
 
-    model = build_model(args, run.device)
     decoder = build_decoder(model, args.decoder).to(run.device, memory_format=torch.channels_last)
     model.embedding.requires_grad_(not args.reconstruction_only)
     optimizer = build_optimizer(model, args.optim, args.lr, args.lr_head)

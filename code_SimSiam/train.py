@@ -69,11 +69,11 @@ def train(args):
     if run.finished:
         return
 
+    model = SimSiam(build_model(args, run.device))
     pairs, evaluation = load_data(args)
     steps = steps_per_epoch(pairs, args.batch_size)
     run.log(describe(pairs, evaluation))
 
-    model = SimSiam(build_model(args, run.device))
     boxes = Boxes(model.backbone, args.box_threshold, args.renewal)
     optimizer, schedule = build_optimizer(model, args.lr * args.batch_size / 256, args.epochs * steps)
     network = run.parallelize(model.to(run.device))

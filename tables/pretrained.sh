@@ -20,3 +20,8 @@ row lite0-triplet-60                     code $LITE $TWO real: --epochs 60
 row lite0-triplet+adv-60                 code_Adv $LITE $TWO real: --epochs 60
 row lite0-sharing-3-60                   code_Adv --channel_exchange --specify_num 3 $LITE $TWELVE real: --epochs 60
 row lite0-contrastive                    code_Con $DRAWING $IMAGENET
+
+# The network that sees structure, too: the flags but for the epochs, in other tables, too. Long, and in large batches.
+BOTH_LITE="$IMAGENET --input both --pooling cells --stages 3 --loss infonce --left_out 0.25 --toned 0.5"
+BOTH_LITE+=" real: --img_size 200 --part 64 --batch_size 128 all:"
+row lite0-both                           code_Con $DRAWING $BOTH_LITE real: --epochs 200

@@ -1,12 +1,13 @@
 # A region without pairs: the source's pairs, and the target's images. Every way starts from the source's network.
 # SOURCE="T11SLT T11SMT" TARGET=T14RNT goes the other way.
-TARGET=${TARGET:-} FROM_SOURCE= FROM_TARGET= ADAPT=
+TARGET=${TARGET:-} FROM_SOURCE= FROM_IMAGENET= FROM_TARGET= ADAPT=
 if [ "$NAME" = demo ]; then
   SOURCE=left TARGET=right
 elif [ "$NAME" = S1S2align200 ]; then
   SOURCE=T14RNT TARGET="T11SLT T11SMT"
-  # 800 steps of 300 places and of 900, and some 320 of half a batch to adapt
-  FROM_SOURCE="--epochs 200" FROM_TARGET="--epochs 57" ADAPT="--batch_size 32 --epochs 36 --lr 5e-4 --lr_head 5e-4"
+  # 800 steps of 300 places and of 900, 1,600 from ImageNet, and some 320 of half a batch to adapt
+  FROM_SOURCE="--epochs 200" FROM_IMAGENET="--epochs 800" FROM_TARGET="--epochs 57"
+  ADAPT="--batch_size 32 --epochs 36 --lr 5e-4 --lr_head 5e-4"
 fi
 ACROSS="$DRAWING --region ${SOURCE:-} --target_region $TARGET"
 PART="cpu: --part 64 all:"                              # of larger images alone; cells do not know an image's size
@@ -20,6 +21,10 @@ row source-both        code_Con $ACROSS $BOTH $FROM_SOURCE
 test_row source-both-querybank code_Adapt source-both --querybank
 row tones-both         code_Adapt $ACROSS $SEES_BOTH --start @source-both --tone_pairs 1 $PART $ADAPT
 test_row tones-both-querybank code_Adapt tones-both --querybank
+row source-lite0       code_Con $ACROSS $BOTH_LITE $FROM_IMAGENET
+test_row source-lite0-querybank code_Adapt source-lite0 --querybank
+row tones-lite0        code_Adapt $ACROSS $SEES_BOTH $IMAGENET --start @source-lite0 --tone_pairs 1 $PART $ADAPT
+test_row tones-lite0-querybank code_Adapt tones-lite0 --querybank
 row target-supervised  code_Con $DRAWING --region $TARGET --target_region $TARGET $PART $LONGER $FROM_TARGET
 test_row adabn         code_Adapt source-only --batchnorm target
 test_row whitened      code_Adapt source-only --whiten

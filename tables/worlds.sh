@@ -2,3 +2,4 @@
 row worlds-structure        tools/worlds.py
 test_row worlds-contrastive tools/worlds.py contrastive
 test_row worlds-contrastive-both tools/worlds.py contrastive-both
+test_row worlds-lite0-both tools/worlds.py lite0-both

@@ -65,6 +65,16 @@ def mean_and_std(values):
     return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
+def in_worlds(row):
+    """Top-1 of whole images in each of WORLDS, as the pages print it: the mean of the seeds asked."""
+    right = {world: [] for world in WORLDS}
+    for asked in records_of(f"worlds_{row}"):
+        for line in asked["lines"]:
+            if line["windows"] == "aligned" and line["world"] in right:
+                right[line["world"]].append(line["right"])
+    return ", ".join(f"{mean(values):.1f}" for values in right.values())
+
+
 def table_rows(document, number=0):
     """{row: its cells}, of a table of a document, counted from 0."""
     table = re.findall(r"(?:^\|.*\n)+", document.read_text(), re.M)[number].splitlines()[2:]
@@ -75,15 +85,13 @@ def table_rows(document, number=0):
 @pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
 def test_the_readmes_figures_are_in_the_records(name):
     rows = table_rows(ROOT / name)
-    assert len(rows) == 9
+    assert len(rows) == 10
     for row, (top1, m_ap, worlds, within, *_) in rows.items():
         runs = records_of(row)
         assert top1 == mean_and_std([run["FC"]["top1"] for run in runs]), row
         assert m_ap == f"{mean(run['FC']['mAP'] for run in runs):.1f}", row
         if worlds:
-            asked, = records_of(f"worlds_{row}")
-            right = {line["world"]: f"{line['right']:.1f}" for line in asked["lines"] if line["windows"] == "aligned"}
-            assert worlds.split(", ") == [right[world] for world in WORLDS], row
+            assert worlds == in_worlds(row), row
         if within:
             asked, = records_of(POSITIONS[row])
             line, = [line for line in asked["lines"]
@@ -101,24 +109,71 @@ def test_the_first_table_of_pretrained_is_in_the_records():
         assert pool5 == mean_and_std([run["POOL5"]["top1"] for run in runs]), row
 
 
+def of_vector(runs, vector="FC", deviations=True):
+    """What a page prints of runs: top-1, top-5, top-10 and mAP, of the latter with its deviation or without."""
+    figures = {name: [run[vector][name] for run in runs] for name in ("top1", "top5", "top10", "mAP")}
+    shown = {name: f"{mean(values):.1f}" for name, values in figures.items()}
+    return {**shown, "top1": mean_and_std(figures["top1"]),
+            **({"mAP": mean_and_std(figures["mAP"])} if deviations else {})}
+
+
+def without_interval(cell):
+    return re.sub(r" \(.*\)", "", cell)
+
+
+def test_the_first_table_of_contrastive_is_in_the_records():
+    table = (ROOT / "docs/contrastive.md").read_text().split("## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if re.search(r"\| (FC|POOL5) \|", line)]
+    assert len(rows) == 5
+    for row, vector, *cells in rows:
+        row = re.search(r"[\w+-]+", row)[0]
+        figures = of_vector(records_of(row), vector)
+        assert [without_interval(cell) for cell in cells] == list(figures.values()), (row, vector)
+
+
 def test_the_ladder_is_in_the_records():
     rows = table_rows(ROOT / "docs/contrastive.md", number=1)
-    for row in ("triplet", "ladder-windows", "ladder-cells", "ladder-structure"):
+    for row in ("triplet", "ladder-windows", "ladder-cells", "contrastive", "ladder-structure"):
         _, _, top1, m_ap = rows[row]
-        runs = records_of(row)
-        assert top1.split(" (")[0] == mean_and_std([run["FC"]["top1"] for run in runs]), row
-        assert m_ap == f"{mean(run['FC']['mAP'] for run in runs):.1f}", row
+        figures = of_vector(records_of(row), deviations=False)
+        assert (without_interval(top1), m_ap) == (figures["top1"], figures["mAP"]), row
 
 
 def test_regions_with_structure_are_in_the_records():
     rows = table_rows(ROOT / "docs/regions.md")
-    for row in ("source-both", "source-both-querybank", "tones-both"):
+    for row in ("source-both", "source-both-querybank", "tones-both",
+                "source-lite0", "source-lite0-querybank", "tones-lite0"):
         top1, top10, m_ap, seeds = rows[row]
         runs = records_of(row)
+        figures = of_vector(runs)
+        assert (without_interval(top1), top10, m_ap) == (figures["top1"], figures["top10"], figures["mAP"]), row
         assert seeds == str(len(runs))
-        assert top1.split(" (")[0] == mean_and_std([run["FC"]["top1"] for run in runs]), row
-        assert top10 == f"{mean(run['FC']['top10'] for run in runs):.1f}", row
-        assert m_ap == mean_and_std([run["FC"]["mAP"] for run in runs]), row
+
+
+def test_the_first_table_of_structure_is_in_the_records():
+    rows = table_rows(ROOT / "docs/structure.md")
+    learned_in_texas = {"contrastive-both": "source-both", "lite0-both": "source-lite0"}
+    assert list(rows) == ["structure", "contrastive", "contrastive-both", "lite0-both"]
+    for row, (home, away, worlds, _) in rows.items():
+        assert without_interval(home) == of_vector(records_of(row))["top1"], row
+        assert worlds == in_worlds(row), row
+        if row in learned_in_texas:
+            assert without_interval(away) == of_vector(records_of(learned_in_texas[row]))["top1"], row
+
+
+def test_the_first_table_of_worlds_is_in_the_records():
+    """Whole images and windows: of records worlds_ROW, or worlds-turned_ROW, which tried turns and scales."""
+    table = (ROOT / "docs/worlds.md").read_text().split("\n\n")[2].splitlines()[2:]
+    assert len(table) == 8
+    for line in table:
+        row, *cells = line.strip("| ").split(" | ")
+        row, what = re.fullmatch(r"`([\w+-]+)`, (.*)", row).groups()
+        runs = records_of(f"worlds-turned_{row}") or records_of(f"worlds_{row}")
+        kinds = ("aligned",) if what == "whole images" else ("upright", "turned", "turned and scaled")
+        for world, cell in zip(("S1S2align200", *WORLDS), cells, strict=True):
+            right = [[line["right"] for run in runs for line in run["lines"]
+                      if (line["world"], line["windows"]) == (world, kind)] for kind in kinds]
+            assert cell == " / ".join(f"{mean(values):.1f}" for values in right), (row, world)
 
 
 def test_records_are_small_and_of_no_machine():

@@ -7,9 +7,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from jinja2 import UndefinedError
 
 from conftest import SMALL, require_fit, script
-from tools.report import answer, best_line, fill, place_map, tiles_of_queries
+from tools.report import bars, best_line, page, place_map, tiles_of_queries
+from tools.results import AUTHOR
 
 
 def test_queries_know_their_tiles():
@@ -23,10 +25,26 @@ def line(row, feature, top1, ends):
     return {"row": row, "feature": feature, "seeds": 3, "top1": top1, "top1_ends": ends}
 
 
+def page_of(lines):
+    """The page of a table that shows nothing but its best row."""
+    table = {"name": "ablation", "rows": [], "lines": [], "best": best_line(lines), "tiles": None, "recipes": [],
+             "metrics": {"queries": 12, "gallery": 12, "distractors": 0}, "bars": b"", "map": None, "curves": []}
+    return page(title="data", demo_note=None, tables=[table], own=[], authors={}, authors_notes=[], analysed=[],
+                other_pictures=[], filters=None, gallery={"best": None, "rows": {}})
+
+
 def test_the_page_opens_with_the_best_row_by_its_main_feature():
     lines = [line("a", "FC", 50.0, (40, 60)), line("a", "POOL5", 99.0, (98, 100)), line("<b>", "FC", 60.04, (51, 69))]
-    text = answer(best_line(lines))
+    text = " ".join(page_of(lines).split())
     assert "&lt;b&gt;</strong> finds 60.0% of the places first (95% interval 51.0 to 69.0; FC, 3 seeds)" in text
+
+
+def test_the_author_is_in_the_legend_where_a_figure_of_theirs_is_shown(monkeypatch):
+    named = []
+    monkeypatch.setattr("matplotlib.figure.Figure.legend", lambda figure, marks, labels, **style: named.append(labels))
+    for row in ("structure", "triplet"):
+        bars([line(row, "FC", 50.0, (40, 60))], AUTHOR)
+    assert named == [["FC"], ["the author, FC", "FC"]]
 
 
 def test_the_map_has_a_panel_for_each_region_and_a_point_for_each_query(monkeypatch):
@@ -49,9 +67,9 @@ def test_the_map_has_a_panel_for_each_region_and_a_point_for_each_query(monkeypa
 
 
 def test_what_fills_a_slot_is_not_a_slot():
-    assert fill("a {{x}} b {{y}}{{x}}", {"x": "{{y}}", "y": "}}"}) == "a {{y}} b }}{{y}}"
-    with pytest.raises(KeyError):
-        fill("{{z}}", {})
+    assert "<strong>{{ title }}</strong> finds" in page_of([line("{{ title }}", "FC", 50.0, (40, 60))])
+    with pytest.raises(UndefinedError):
+        page(title="data")
 
 
 @pytest.fixture(scope="module")

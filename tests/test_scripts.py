@@ -55,6 +55,20 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(demo, baselin
     assert not same(weights(baseline), weights(tmp_path / "other"))
 
 
+@pytest.mark.parametrize("folder, flags", [
+    ("code", ["--init"]), ("code_Aux", ["--channel_exchange", "--init"]), ("code_Adv", ["--init"]),
+    ("code_Con", ["--init"]), ("code_SAN", ["--stages", "5", "--init"]),
+    ("code_Adapt", ["--target_region", "left", "--tone_pairs", "1", "--start"]),
+    ("code_ARN", ["--target_region", "left", "--start"]),
+])
+def test_weights_that_are_not_there_are_told_before_the_data_are_read(demo, tmp_path, folder, flags):
+    data = shutil.copytree(demo, tmp_path / "data")
+    (data / "train/opt/0000.png").write_bytes(b"no image")
+    out = tmp_path / "out"
+    done = script(f"{folder}/train.py", "--data_path", data, "--result_path", out, *SMALL, *flags, "none.pt")
+    assert done.returncode == 2 and f"{flags[-1]} none.pt" in done.stderr and "0000" not in done.stderr, done.stderr
+
+
 def test_the_critic_does_not_move_the_model_but_its_loss_does(demo, baseline, tmp_path):
     train("code_Adv", demo, tmp_path / "none", "--lambda_adv", "0")
     assert same(weights(baseline), weights(tmp_path / "none"))

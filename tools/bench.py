@@ -281,22 +281,27 @@ def growth(rounds):
 
 
 def seen_structure(rounds):
-    networks = {}
-    for kind in ("both", "rgb"):
-        network = PseudoSiamese("resnet18", 1, pooling="cells", layer4_stride=2, stages=3, input=kind)
-        use_small_map_convolutions(network)
-        network.to(DEVICE, memory_format=torch.channels_last).train()
-        networks[kind] = network, torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True)
     opt, sar = images_of(64, 64), images_of(64, 64)
     generator = torch.Generator().manual_seed(0)
 
-    def ours():
-        network, optimizer = networks["both"]
-        shown = (with_shown(images, network.mean, 1 / 3, 1 / 3, generator) for images in (opt, sar))
-        plain_step(network, optimizer, *shown)
+    def step_of(arch, kind):
+        network = PseudoSiamese(arch, 1, pooling="cells", layer4_stride=2, stages=3, input=kind)
+        use_small_map_convolutions(network)
+        use_float32_depthwise(network)
+        network.to(DEVICE, memory_format=torch.channels_last).train()
+        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True)
 
-    line("6 step of --input both, 64 pairs of 64 px", *alternate(ours, lambda: plain_step(*networks["rgb"], opt, sar),
-                                                               3 * rounds), at_most=1.2)
+        def step():
+            images = (opt, sar)
+            if kind == "both":
+                images = [with_shown(part, network.mean, 1 / 3, 1 / 3, generator) for part in images]
+            plain_step(network, optimizer, *images)
+        return step
+
+    for arch in ("resnet18", "timm:tf_efficientnet_lite0"):
+        both, rgb = (step_of(arch, kind) for kind in ("both", "rgb"))
+        line(f"6 {arch.removeprefix('timm:')}, --input both, 64 pairs of 64 px", *alternate(both, rgb, 3 * rounds),
+             at_most=1.2)
 
 
 def depthwise(rounds):

@@ -20,7 +20,7 @@ import hashlib
 import sys
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -48,34 +48,133 @@ CHANCE = 12                                             # median distance of a b
 NEIGHBOURS = 5                                          # candidates of an image
 
 
-class Report:
-    """Lines that are printed, and kept for report.txt."""
+# Read: every image once -----------------------------------------------------------------------------------------------
 
-    def __init__(self):
-        self.lines = []
+@dataclass
+class SeenImage:
+    """What is kept of an image that was decoded.
 
-    def __call__(self, line=""):
-        print(line, flush=True)
-        self.lines.append(line)
-
-    def listing(self, title, items, most=20):
-        """A title with the number of items, and the first of them."""
-        self(f"{title}: {len(items)}" if items else f"{title}: none")
-        for item in items[:most]:
-            self(f"  {item}")
-        if len(items) > most:
-            self(f"  ... and {len(items) - most} more")
+    key: (split, name). place: (split, name of its place). file: a Path or a TensorRow. words: what was read of it.
+    shown: the share of its pixels that show something. error: the InputError that it is none; such an image has none of
+    what follows. side: px. channels: how many differ. sums, squares: of its values, by channel. small: a grey thumbnail
+    of SMALL px. digest: a hash of its pixels.
+    """
+    modality: str
+    key: tuple
+    place: tuple
+    file: object
+    words: str
+    shown: float
+    error: InputError | None = None
+    side: int = 0
+    channels: int = 0
+    low: int = 0
+    high: int = 0
+    sums: np.ndarray | None = None
+    squares: np.ndarray | None = None
+    small: np.ndarray | None = None
+    digest: bytes = b""
 
 
 def grey(image):
     return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
 
 
-def low_frequencies(small):
-    """(N, SMALL, SMALL) uint8 -> (N, D) float32 unit vectors.
+def figures_of(image):
+    """What a SeenImage keeps of the pixels, (H, H, 3) uint8."""
+    red, green, blue = cv2.split(image)
+    is_grey = np.array_equal(red, green) and np.array_equal(green, blue)
+    squares = cv2.sumElems(cv2.multiply(image, image, dtype=cv2.CV_32F))
+    return {"side": len(image), "channels": 1 if is_grey else 3, "low": image.min(), "high": image.max(),
+            "sums": np.array(cv2.sumElems(image)[:3]), "squares": np.array(squares[:3]),
+            "small": resize(grey(image), SMALL), "digest": hashlib.blake2b(image.tobytes(), digest_size=16).digest()}
 
-    They hardly change under shift, brightness or recompression.
-    """
+
+def list_splits(root, report):
+    """split -> Listing, less what leave_out.csv leaves out; key -> what is known of a place, as in pairs.csv; and what
+    is amiss with folders and files, as sentences."""
+    listings, rows, amiss = {}, {}, []
+    for split in SPLITS:
+        left_out = read_leave_out(root, split)
+        listing = list_split(root, split, amiss)
+        amiss.extend(check_ids(root, split, listing, amiss))
+        if left_out:
+            report(f"{split}: leave_out.csv leaves out {len(left_out)}")
+        listings[split] = listing.without(left_out)
+        rows.update({(split, name): {"x_m": x, "y_m": y} for name, (x, y) in listing.positions.items()})
+        rows.update({(split, name): row for name, row in read_pairs_csv(root, split).items()})
+    return listings, rows, amiss
+
+
+def readers_for(listings, readers):
+    """modality -> Reader. Numbers beyond bytes are stretched alike in both splits."""
+    opt = [file for listing in listings.values() for file in listing.opt.values()]
+    sar = [file for listing in listings.values() for _, file in listing.sar.values()]
+    return {"opt": readers["opt"].measured_on(opt), "sar": readers["sar"].measured_on(sar)}
+
+
+def read_split(listing, split, readers, workers):
+    """Decode every image of a split once: [SeenImage], optical before SAR, each by name."""
+    jobs = [("opt", name, name, file) for name, file in sorted(listing.opt.items())]
+    jobs += [("sar", name, place, file) for name, (place, file) in sorted(listing.sar.items())]
+
+    def read(job):
+        modality, name, place, file = job
+        seen = modality, (split, name), (split, place), file
+        if isinstance(file, TensorRow):
+            return SeenImage(*seen, "a tensor", 1.0, **figures_of(file.read()))
+        try:
+            bands, shown, words = readers[modality].read_bands(file)
+        except InputError as error:
+            return SeenImage(*seen, "", 0.0, error)
+        pixels = readers[modality].to_bytes(bands, shown)
+        height, width = pixels.shape[:2]
+        if height != width:
+            return SeenImage(*seen, words, 0.0, InputError(f"{file}: {width} x {height} px; crop it to a square"))
+        return SeenImage(*seen, words, float(shown.mean()), **figures_of(pixels))
+
+    with ThreadPoolExecutor(workers) as pool:
+        return list(tqdm(pool.map(read, jobs), desc=split, total=len(jobs), disable=None))
+
+
+# Look: what the images show -------------------------------------------------------------------------------------------
+
+def without_partner(listings):
+    """Training places without a SAR image, and SAR images without a place: [(key, file, the modality it lacks)]."""
+    lonely = []
+    for split, listing in listings.items():
+        with_sar = {place for place, _ in listing.sar.values()}
+        if split == "train":                            # of the test split they are distractors
+            lonely += [((split, name), file, "SAR") for name, file in listing.opt.items() if name not in with_sar]
+        lonely += [((split, name), file, "optical") for name, (place, file) in listing.sar.items()
+                   if place not in listing.opt]
+    return lonely
+
+
+def describe(images):
+    """Sizes and values of images, in words."""
+    sides = [image.side for image in images]
+    count = sum(side ** 2 for side in sides)
+    mean = sum(image.sums for image in images) / count
+    std = np.sqrt(np.maximum(sum(image.squares for image in images) / count - mean ** 2, 0))
+    low, high = min(image.low for image in images), max(image.high for image in images)
+    return (f"{len(images)} images, {min(sides)} to {max(sides)} px, "
+            f"channels {sorted({image.channels for image in images})}, values {low} to {high}, "
+            f"mean {np.round(mean, 1).tolist()}, standard deviation {np.round(std, 1).tolist()}")
+
+
+def other_sizes(images):
+    """The images that are not as large as the first one of their place, as lines."""
+    side_of_place, lines = {}, []
+    for image in images:
+        side = side_of_place.setdefault(image.place, image.side)
+        if image.side != side:
+            lines.append(f"{' '.join(image.key)}: {image.side} px, its optical image {side}")
+    return lines
+
+
+def low_frequencies(small):
+    """(N, SMALL, SMALL) uint8 -> (N, D) unit vectors that hardly change under shift, brightness or recompression."""
     window = np.hanning(SMALL)[:, None] * np.hanning(SMALL)
     vectors = []
     for i in range(0, len(small), 512):
@@ -89,22 +188,19 @@ def low_frequencies(small):
 
 
 def detail_of(small):
-    """What correlation() takes of a small image."""
+    """What correlation takes of a small image."""
     small = small.astype(np.float32)
     return cv2.GaussianBlur(small, (0, 0), 1.0) - cv2.GaussianBlur(small, (0, 0), 5.0)
 
 
 def correlation(a, b):
-    """Correlation of the detail of two small images at the best shift up to SHIFT px of 200, in [-1, 1].
-
-    Fast, and a hint only.
-    """
+    """A fast hint: correlation, in [-1, 1], of two small images' detail at the best shift up to SHIFT px of 200."""
     margin = SHIFT * SMALL // 200
     return float(cv2.matchTemplate(b, a[margin:-margin, margin:-margin], cv2.TM_CCOEFF_NORMED).max())
 
 
 def look_closely(image, side):
-    """What same_everywhere() takes of an image (H, H, 3) uint8, float32 (side, side) both: its grey and its detail."""
+    """What same_everywhere takes of an image (H, H, 3) uint8, (side, side) float32 both: its grey and its detail."""
     smooth = cv2.GaussianBlur(resize(grey(image), side).astype(np.float32), (0, 0), side / 200)
     return smooth, smooth - cv2.GaussianBlur(smooth, (0, 0), side / 20)
 
@@ -133,46 +229,45 @@ def same_everywhere(a, detail_a, b, detail_b):
     return bool((rest <= 0.25 * np.maximum(contrast, 8.0 ** 2)).mean() > 0.998)
 
 
-def alike(vectors):
-    """Pairs of rows, [[i, j]], i < j, of which one is among the nearest of the other. vectors: (N, D), of length 1."""
-    pairs = []
+def repetitions(images, reader):
+    """Pairs of images of a modality that show the same, though not the same place: [(key, key, how)]."""
+    pairs = {}
+    by_hash = defaultdict(list)
+    for i, image in enumerate(images):
+        by_hash[image.digest].append(i)
+    for same in by_hash.values():
+        pairs.update({(same[0], other): "identical" for other in same[1:]})
+    detail = lru_cache(1024)(lambda i: detail_of(images[i].small))
+    closely = lru_cache(8)(lambda i, side: look_closely(read_image(images[i].file, reader), side))
+    for a, b in candidates(low_frequencies(np.array([image.small for image in images]))):
+        if (a, b) in pairs:
+            continue
+        fit, side = correlation(detail(a), detail(b)), images[a].side
+        if fit > 0.7 and same_everywhere(*closely(a, side), *closely(b, side)):
+            pairs[a, b] = f"near-identical (correlation {fit:.2f})"
+    # Strips of one place are meant to be alike.
+    return [(images[a].key, images[b].key, how) for (a, b), how in sorted(pairs.items())
+            if images[a].place != images[b].place]
+
+
+def candidates(vectors):
+    """Rows a < b of unit vectors, (N, D), of which one is near the other and among its nearest: [[a, b]], in order."""
+    count, pairs = min(NEIGHBOURS, len(vectors) - 1), []
     for i in range(0, len(vectors), 1024):
         similarity = vectors[i:i + 1024] @ vectors.T
         themselves = np.arange(len(similarity))
         similarity[themselves, i + themselves] = -1
-        count = min(NEIGHBOURS, len(vectors) - 1)
         nearest = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
         rows, ranks = np.nonzero(np.take_along_axis(similarity, nearest, 1) > 0.5)
         pairs.append(np.sort(np.stack([i + rows, nearest[rows, ranks]], 1), 1))
     return np.unique(np.concatenate(pairs), axis=0).tolist()
 
 
-def repetitions(keys, small, hashes, read):
-    """Pairs of images that show the same: [(key, key, how)]. keys: (split, name). read: key -> the image."""
-    pairs = {}
-    by_hash = defaultdict(list)
-    for i, digest in enumerate(hashes):
-        by_hash[digest].append(i)
-    for same in by_hash.values():
-        pairs.update({(same[0], other): "identical" for other in same[1:]})
-    detail = lru_cache(1024)(lambda i: detail_of(small[i]))
-    image = lru_cache(8)(lambda i: read(keys[i]))
-    closely = lru_cache(8)(lambda i, side: look_closely(image(i), side))
-    for a, b in alike(low_frequencies(small)):
-        if (a, b) in pairs:
-            continue
-        fit = correlation(detail(a), detail(b))
-        side = len(image(a)) if fit > 0.7 else 0
-        if side and same_everywhere(*closely(a, side), *closely(b, side)):
-            pairs[a, b] = f"near-identical (correlation {fit:.2f})"
-    return [(keys[a], keys[b], how) for (a, b), how in sorted(pairs.items())]
-
-
 def overlaps(places, rows, size):
-    """Pairs of places whose crops overlap: [((split, name), (split, name), share of the crop)].
+    """Pairs of places whose crops overlap: [(key, key, percent of the crop)].
 
-    places: (split, name). rows: of pairs.csv. size: side of a crop in metres where a row has none. None where neither
-    positions nor sizes are known.
+    places: keys. rows: of pairs.csv. size: side of a crop in metres where a row has none. None where neither positions
+    nor sizes are known.
     """
     squares = []                                        # (place, x, y, side) of those that are known
     for key in places:
@@ -191,7 +286,7 @@ def overlaps(places, rows, size):
             reach = (side + other_side) / 2
             wide, high = reach - abs(x - other_x), reach - abs(y - other_y)
             if min(wide, high) > 0.01 * side:           # coordinates are rounded
-                pairs.append((other, key, wide * high / side ** 2))
+                pairs.append((other, key, f"{100 * (wide * high / side ** 2):.0f}%"))
         grid[column, row].append((key, x, y, side))
     return pairs
 
@@ -205,251 +300,128 @@ def fit_of_pair(opt, sar):
     return cv2.matchTemplate(edges[1], edges[0][SHIFT:-SHIFT, SHIFT:-SHIFT], cv2.TM_CCOEFF_NORMED)
 
 
-def alignment(listings, pairs, readers, report):
-    """Print how well a sample of pairs is aligned, and the pairs that fit better elsewhere."""
+def whole_pairs(images):
+    """Of images that can be read, each SAR image with its place's optical image: [(optical, SAR)]."""
+    optical = {image.key: image for image in images if image.modality == "opt"}
+    return [(optical[image.place], image) for image in images if image.modality == "sar" and image.place in optical]
+
+
+def alignment(pairs, readers):
+    """How well pairs are aligned, as a line; and those that fit better elsewhere, as lines."""
     shifts, elsewhere = [], []
-    for split, name in tqdm(pairs, desc="alignment", disable=None):
-        place, image = listings[split].sar[name]
-        fits = fit_of_pair(read_image(listings[split].opt[place], readers["opt"]), read_image(image, readers["sar"]))
+    for opt, sar in tqdm(pairs, desc="alignment", disable=None):
+        fits = fit_of_pair(read_image(opt.file, readers["opt"]), read_image(sar.file, readers["sar"]))
         row, column = np.unravel_index(fits.argmax(), fits.shape)
         shift = column - SHIFT, row - SHIFT
         here = fits[SHIFT - 1:SHIFT + 2, SHIFT - 1:SHIFT + 2].max()
         deviations = (fits.max() - fits.mean()) / max(fits.std(), 1e-6)
         shifts.append(shift)
         if 2 < max(map(abs, shift)) < SHIFT and deviations > 3 and deviations * (fits.max() - here) > EVIDENCE:
-            elsewhere.append(f"{split} {name}: shift {shift[0]:+d}, {shift[1]:+d} px of 200, "
+            elsewhere.append(f"{' '.join(sar.key)}: shift {shift[0]:+d}, {shift[1]:+d} px of 200, "
                              f"correlation {fits.max():.2f} there, {here:.2f} here")
-    shifts = np.array(shifts)
     across, down = np.median(shifts, 0)
     length = np.abs(shifts).max(1)
     far_across, far_down = np.median(np.abs(shifts), 0)
-    report(f"alignment of {len(pairs)} pairs, in px of 200: median best shift {across:+.0f} across, {down:+.0f} down; "
-           f"median distance {np.median(length):.0f} (chance {CHANCE}), {far_across:.0f} across and {far_down:.0f} "
-           f"down; {100 * (length <= 2).mean():.0f}% within 2")
-    report.listing("pairs that fit better elsewhere", elsewhere)
+    line = (f"alignment of {len(pairs)} pairs, in px of 200: median best shift {across:+.0f} across, {down:+.0f} down; "
+            f"median distance {np.median(length):.0f} (chance {CHANCE}), {far_across:.0f} across and {far_down:.0f} "
+            f"down; {100 * (length <= 2).mean():.0f}% within 2")
+    return line, elsewhere
 
 
-def contact_sheet(listings, pairs, readers, file, columns=4, side=150):
-    """One PNG of pairs, optical beside SAR, names below."""
-    width, height, font = 2 * side + 16, side + 24, ImageFont.load_default(size=13)
-    sheet = Image.new("RGB", (columns * width, -(-len(pairs) // columns) * height), "white")
-    draw = ImageDraw.Draw(sheet)
-    for i, (split, name) in enumerate(pairs):
-        place, image = listings[split].sar[name]
-        x, y = i % columns * width + 8, i // columns * height + 2
-        for k, (modality, shown) in enumerate((("opt", listings[split].opt[place]), ("sar", image))):
-            thumbnail = Image.fromarray(read_image(shown, readers[modality]))
-            sheet.paste(thumbnail.resize((side, side), Image.Resampling.LANCZOS), (x + k * side, y))
-        draw.text((x, y + side + 2), f"{split} {name}", fill="black", font=font)
-    sheet.save(file, compress_level=1)
+# Judge: what that means for training ----------------------------------------------------------------------------------
+
+def across_splits(pairs):
+    """Those of pairs (key, key, how) of which one is in train, the first, and one in test."""
+    return [pair for pair in pairs if pair[0][0] != pair[1][0]]
 
 
-# What is looked at, one thing after the other -------------------------------------------------------------------------
+def reasons_to_leave_out(lonely, unreadable, repeated, overlapping):
+    """{key: the first reason to leave it out}. The test split stays as it is where a training image can go.
 
-@dataclass
-class Seen:
-    """What reading every image once has shown.
-
-    readers: modality -> Reader. listings: split -> Listing, less what leave_out.csv leaves out. rows: (split, name) ->
-    of pairs.csv. amiss: of folders and files, as sentences. leave_out: (split, name) -> the first reason to leave it
-    out. keys, small, hashes: modality -> of each readable image its (split, name), its grey thumbnail, and a hash of
-    its pixels.
+    lonely: what without_partner() gives. repeated: modality -> pairs (key, key, how). overlapping: such pairs.
     """
-    readers: dict
-    listings: dict = field(default_factory=dict)
-    rows: dict = field(default_factory=dict)
-    amiss: list = field(default_factory=list)
-    partnerless: list = field(default_factory=list)
-    unreadable: list = field(default_factory=list)
-    sizes_differ: list = field(default_factory=list)
-    partly_shown: list = field(default_factory=list)
-    leave_out: dict = field(default_factory=dict)
-    keys: dict = field(default_factory=lambda: {modality: [] for modality in MODALITIES})
-    small: dict = field(default_factory=lambda: {modality: [] for modality in MODALITIES})
-    hashes: dict = field(default_factory=lambda: {modality: [] for modality in MODALITIES})
-
-    def leave_out_for(self, split, name, reason):
-        self.leave_out.setdefault((split, name), reason)
+    reasons = [(key, f"no {modality} image") for key, _, modality in lonely]
+    reasons += [(image.key, "unreadable") for image in unreadable]
+    for modality, pairs in repeated.items():
+        for a, b, how in pairs:
+            gone, kept = (a, b) if a[0] != b[0] else (b, a)
+            reasons.append((gone, f"{modality} as {' '.join(kept)}, {how}"))
+    reasons += [(training, "overlaps a test crop") for training, _, _ in across_splits(overlapping)]
+    return dict(reversed(reasons))
 
 
-def list_splits(root, readers, report):
-    """The listings of both splits, what pairs.csv says of their places, and which images lack a partner."""
-    seen = Seen(readers)
-    for split in SPLITS:
-        excluded = read_leave_out(root, split)
-        listing = list_split(root, split, seen.amiss)
-        seen.amiss.extend(check_ids(root, split, listing, seen.amiss))
-        listing = listing.without(excluded)
-        if excluded:
-            report(f"{split}: leave_out.csv leaves out {len(excluded)}")
-        seen.listings[split] = listing
-        seen.rows.update({(split, name): {"x_m": x, "y_m": y} for name, (x, y) in listing.positions.items()})
-        seen.rows.update({(split, name): row for name, row in read_pairs_csv(root, split).items()})
-        with_sar = {place for place, _ in listing.sar.values()}
-        for name, image in listing.opt.items():
-            if name not in with_sar and split == "train":
-                seen.partnerless.append(f"{image}: there is no SAR image of this place")
-                seen.leave_out_for(split, name, "no SAR image")
-        for name, (place, image) in listing.sar.items():
-            if place not in listing.opt:
-                seen.partnerless.append(f"{image}: there is no optical image of this place")
-                seen.leave_out_for(split, name, "no optical image")
-    return seen
+def verdict(leaks, readable):
+    """The last line of the report. leaks: how many pairs are in train and test. readable: the images that are."""
+    if leaks:
+        return f"{leaks} pairs of places are in train and test: results on this data set would be untrue"
+    empty = [split for split in SPLITS if split not in {image.key[0] for image in readable}]
+    if empty:
+        return f"whether test places are in training is not known: no image of {' and '.join(empty)} can be read"
+    return "no test place was found in training"
 
 
-def images_of(listing, modality):
-    """The images of a Listing."""
-    return list(listing.opt.values()) if modality == "opt" else [image for _, image in listing.sar.values()]
+# Print, and write -----------------------------------------------------------------------------------------------------
+
+class Report:
+    """Lines that are printed, and kept for report.txt."""
+
+    def __init__(self):
+        self.lines = []
+
+    def __call__(self, line=""):
+        print(line, flush=True)
+        self.lines.append(line)
+
+    def listing(self, title, items, most=20):
+        """A title with the number of items, and the first of them."""
+        self(f"{title}: {len(items)}" if items else f"{title}: none")
+        for item in items[:most]:
+            self(f"  {item}")
+        if len(items) > most:
+            self(f"  ... and {len(items) - most} more")
 
 
-def read_all(listing, split, readers, workers):
-    """Decode every image of a split once.
-
-    Yields (modality, name, place, image, or the InputError that it is none, words for what was taken, share shown).
-    """
-    jobs = [("opt", name, name, image) for name, image in sorted(listing.opt.items())]
-    jobs += [("sar", name, place, image) for name, (place, image) in sorted(listing.sar.items())]
-
-    def read(job):
-        modality, name, place, image = job
-        if isinstance(image, TensorRow):
-            return modality, name, place, image.read(), "a tensor", 1.0
-        try:
-            bands, shown, words = readers[modality].read_bands(image)
-        except InputError as error:
-            return modality, name, place, error, "", 0.0
-        pixels = readers[modality].to_bytes(bands, shown)
-        if pixels.shape[0] != pixels.shape[1]:
-            pixels = InputError(f"{image}: {pixels.shape[1]} x {pixels.shape[0]} px; crop it to a square")
-        return modality, name, place, pixels, words, float(shown.mean())
-
-    with ThreadPoolExecutor(workers) as pool:
-        # In portions, so that no more than these are held decoded.
-        for i in tqdm(range(0, len(jobs), 256), desc=split, disable=None):
-            yield from pool.map(read, jobs[i:i + 256])
-
-
-def look_at_images(seen, split, report, workers):
-    """Read a split; print its counts and values, and keep of each image what repetitions are found by."""
-    listing, values, size_of_place = seen.listings[split], {modality: Values() for modality in MODALITIES}, {}
-    taken = {modality: Counter() for modality in MODALITIES}
-    for modality, name, place, image, words, shown in read_all(listing, split, seen.readers, workers):
-        taken[modality][words] += 1
-        if shown < 1 and not isinstance(image, InputError):
-            seen.partly_shown.append(f"{split} {modality} {name}: {100 * (1 - shown):.0f}% shows nothing")
-        if isinstance(image, InputError):
-            seen.unreadable.append(str(image))
-            seen.leave_out_for(split, name, "unreadable")
-            continue
-        values[modality].add(image)
-        if size_of_place.setdefault(place, len(image)) != len(image):
-            seen.sizes_differ.append(f"{split} {name}: {len(image)} px, its optical image {size_of_place[place]}")
-        seen.keys[modality].append((split, name))
-        seen.small[modality].append(resize(grey(image), SMALL))
-        seen.hashes[modality].append(hashlib.blake2b(image.tobytes(), digest_size=16).digest())
+def print_split(report, split, listing, images):
+    """Counts and values of a split. images: all of it, as seen."""
     without = len(listing.opt.keys() - {place for place, _ in listing.sar.values()})
     note = " (distractors)" if split == "test" else ""
     report(f"{split}: {len(listing.opt)} places, {without} of them without a SAR image{note}")
     for modality in MODALITIES:
-        if values[modality].sides:
-            report(f"  {modality}: {values[modality].describe()}")
-            report.listing(f"  {modality}, read as", [f"{words}: {count} images" for words, count in
-                                                      taken[modality].most_common() if words], most=5)
+        of_modality = [image for image in images if image.modality == modality]
+        readable = [image for image in of_modality if not image.error]
+        if readable:
+            report(f"  {modality}: {describe(readable)}")
+            taken = Counter(image.words for image in of_modality if image.words)
+            report.listing(f"  {modality}, read as",
+                           [f"{words}: {count} images" for words, count in taken.most_common()], most=5)
 
 
-class Values:
-    """Sizes and values of images, added up one after the other."""
-
-    def __init__(self):
-        self.sides, self.channels = [], set()
-        self.low, self.high, self.sums, self.squares = 255, 0, np.zeros(3), np.zeros(3)
-
-    def add(self, image):
-        red, green, blue = cv2.split(image)
-        self.sides.append(len(image))
-        self.channels.add(1 if np.array_equal(red, green) and np.array_equal(green, blue) else 3)
-        self.low, self.high = min(self.low, image.min()), max(self.high, image.max())
-        self.sums += cv2.sumElems(image)[:3]
-        self.squares += cv2.sumElems(cv2.multiply(image, image, dtype=cv2.CV_32F))[:3]
-
-    def describe(self):
-        count = sum(side ** 2 for side in self.sides)
-        mean = self.sums / count
-        std = np.sqrt(np.maximum(self.squares / count - mean ** 2, 0))
-        return (f"{len(self.sides)} images, {min(self.sides)} to {max(self.sides)} px, "
-                f"channels {sorted(self.channels)}, values {self.low} to {self.high}, "
-                f"mean {np.round(mean, 1).tolist()}, standard deviation {np.round(std, 1).tolist()}")
+def print_pairs(report, pairs, within, across):
+    """Pairs (key, key, how) as two listings with these titles: those within a split, and those across the splits."""
+    for title, is_across in ((within, False), (across, True)):
+        report.listing(title, [f"{' '.join(a)} and {' '.join(b)}: {how}" for a, b, how in pairs
+                               if (a[0] != b[0]) == is_across])
 
 
-def look_for_repetitions(seen, modality, report):
-    """Print which images of a modality show the same; returns the pairs of which one is in train and one in test."""
-    keys, listings = seen.keys[modality], seen.listings
-    if not keys:
-        return []
-
-    def image_of(key):
-        split, name = key
-        return listings[split].opt[name] if modality == "opt" else listings[split].sar[name][1]
-
-    def place_of(key):
-        split, name = key
-        return split, name if modality == "opt" else listings[split].sar[name][0]
-
-    pairs = repetitions(keys, np.array(seen.small[modality]), seen.hashes[modality],
-                        lambda key: read_image(image_of(key), seen.readers[modality]))
-    # Strips of one place are meant to be alike.
-    pairs = [(a, b, how) for a, b, how in pairs if place_of(a) != place_of(b)]
-    within = [f"{' '.join(a)} and {' '.join(b)}: {how}" for a, b, how in pairs if a[0] == b[0]]
-    across = [f"{' '.join(a)} and {' '.join(b)}: {how}" for a, b, how in pairs if a[0] != b[0]]
-    report.listing(f"{modality}: the same image twice within a split", within)
-    report.listing(f"{modality}: the same image in train and test", across)
-    for a, b, how in pairs:
-        gone, kept = (a, b) if (a[0], b[0]) == ("train", "test") else (b, a)     # the test split stays as it is
-        seen.leave_out_for(*gone, f"{modality} as {' '.join(kept)}, {how}")
-    return [(a, b) for a, b, _ in pairs if a[0] != b[0]]
+def contact_sheet(pairs, readers, file, columns=4, side=150):
+    """One PNG of pairs, optical beside SAR, names below."""
+    width, height, font = 2 * side + 16, side + 24, ImageFont.load_default(size=13)
+    sheet = Image.new("RGB", (columns * width, -(-len(pairs) // columns) * height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, pair in enumerate(pairs):
+        x, y = i % columns * width + 8, i // columns * height + 2
+        for k, image in enumerate(pair):
+            thumbnail = Image.fromarray(read_image(image.file, readers[image.modality]))
+            sheet.paste(thumbnail.resize((side, side), Image.Resampling.LANCZOS), (x + k * side, y))
+        draw.text((x, y + side + 2), " ".join(pair[1].key), fill="black", font=font)
+    sheet.save(file, compress_level=1)
 
 
-def look_for_overlaps(seen, size, report):
-    """Print which crops overlap; returns the pairs of which one is in train and one in test."""
-    places = [(split, name) for split in SPLITS for name in seen.listings[split].opt]
-    pairs = overlaps(places, seen.rows, size)
-    if pairs is None:
-        report("overlapping crops: not known; pairs.csv needs x_m and y_m, and size_m (or give --size_m)")
-        return []
-    across = [(a, b, share) for a, b, share in pairs if a[0] != b[0]]
-    for title, chosen in (("within a split", [pair for pair in pairs if pair[0][0] == pair[1][0]]),
-                          ("between train and test", across)):
-        lines = [f"{' '.join(a)} and {' '.join(b)}: {100 * share:.0f}%" for a, b, share in chosen]
-        report.listing(f"crops that overlap {title}", lines)
-    for a, b, _ in across:
-        seen.leave_out_for(*(a if a[0] == "train" else b), "overlaps a test crop")
-    return [(a, b) for a, b, _ in across]
-
-
-def whole_pairs(seen):
-    """The SAR images that can be read and whose place's optical image can, too: [(split, name)]."""
-    readable = {(modality, *key) for modality in MODALITIES for key in seen.keys[modality]}
-    return [(split, name) for split in SPLITS for name, (place, _) in sorted(seen.listings[split].sar.items())
-            if ("sar", split, name) in readable and ("opt", split, place) in readable]
-
-
-def write_leave_out(root, seen, report):
+def write_leave_out(file, reasons):
     """Add to DATA/leave_out.csv what is to be left out, behind what it leaves out already."""
-    file = root / "leave_out.csv"
-    rows = [{"split": split, "id": name, "reason": reason} for (split, name), reason in sorted(seen.leave_out.items())]
+    rows = [{"split": split, "id": name, "reason": reason} for (split, name), reason in sorted(reasons.items())]
     before = [{**row, "reason": row.get("reason", "")} for row in read_rows(file)] if file.is_file() else []
     write_rows(file, ("split", "id", "reason"), before + rows)
-    report(f"left out from now on: {len(rows)}, see {file}")
-
-
-def verdict(seen, leaks):
-    """The last line of the report."""
-    if leaks:
-        return f"{len(leaks)} pairs of places are in train and test: results on this data set would be untrue"
-    empty = [split for split in SPLITS if split not in {split for keys in seen.keys.values() for split, _ in keys}]
-    if empty:
-        return f"whether test places are in training is not known: no image of {' and '.join(empty)} can be read"
-    return "no test place was found in training"
 
 
 def arguments():
@@ -470,34 +442,58 @@ def check(args):
     root, report = find_data(args.data), Report()
     report(f"{root}")
 
-    seen = list_splits(root, readers_of(args), report)
-    for modality in MODALITIES:                         # numbers beyond bytes are stretched alike in both splits
-        images = [image for listing in seen.listings.values() for image in images_of(listing, modality)]
-        seen.readers[modality] = seen.readers[modality].measured_on(images)
-    for split in SPLITS:
-        look_at_images(seen, split, report, args.workers)
-    if not any(seen.keys.values()):
-        raise several(f"{root} holds no image that can be read: give a data set's folder",
-                      [*seen.amiss, *seen.unreadable])
-    report.listing("folders or files amiss", seen.amiss)
-    report.listing("missing partners", seen.partnerless)
-    report.listing("unreadable files", seen.unreadable, most=len(seen.unreadable))
-    report.listing("pairs of different size", seen.sizes_differ)
-    report.listing("images that are not shown whole", seen.partly_shown)
+    listings, rows, amiss = list_splits(root, report)
+    readers, images = readers_for(listings, readers_of(args)), []
+    for split, listing in listings.items():
+        of_split = read_split(listing, split, readers, args.workers)
+        print_split(report, split, listing, of_split)
+        images += of_split
+    readable = [image for image in images if not image.error]
+    unreadable = [image for image in images if image.error]
+    errors = [str(image.error) for image in unreadable]
+    if not readable:
+        raise several(f"{root} holds no image that can be read: give a data set's folder", [*amiss, *errors])
 
-    leaks = [pair for modality in MODALITIES for pair in look_for_repetitions(seen, modality, report)]
-    leaks += look_for_overlaps(seen, args.size_m, report)
+    lonely = without_partner(listings)
+    report.listing("folders or files amiss", amiss)
+    report.listing("missing partners", [f"{file}: there is no {lacking} image of this place"
+                                        for _, file, lacking in lonely])
+    report.listing("unreadable files", errors, most=len(errors))
+    report.listing("pairs of different size", other_sizes(readable))
+    report.listing("images that are not shown whole",
+                   [f"{image.key[0]} {image.modality} {image.key[1]}: {100 * (1 - image.shown):.0f}% shows nothing"
+                    for image in readable if image.shown < 1])
+
+    repeated = {}
+    for modality in MODALITIES:
+        of_modality = [image for image in readable if image.modality == modality]
+        if of_modality:
+            repeated[modality] = repetitions(of_modality, readers[modality])
+            print_pairs(report, repeated[modality], within=f"{modality}: the same image twice within a split",
+                        across=f"{modality}: the same image in train and test")
+    overlapping = overlaps([(split, name) for split in SPLITS for name in listings[split].opt], rows, args.size_m)
+    if overlapping is None:
+        report("overlapping crops: not known; pairs.csv needs x_m and y_m, and size_m (or give --size_m)")
+        overlapping = []
+    else:
+        print_pairs(report, overlapping, within="crops that overlap within a split",
+                    across="crops that overlap between train and test")
 
     out = args.out or Path("results") / f"check_{root.resolve().name}"
     out.mkdir(parents=True, exist_ok=True)
-    pairs = whole_pairs(seen)
+    pairs = whole_pairs(readable)
     if pairs:
-        alignment(seen.listings, evenly(pairs, args.sample), seen.readers, report)
-        contact_sheet(seen.listings, evenly(pairs, 24), seen.readers, out / "contact.png")
+        line, elsewhere = alignment(evenly(pairs, args.sample), readers)
+        report(line)
+        report.listing("pairs that fit better elsewhere", elsewhere)
+        contact_sheet(evenly(pairs, 24), readers, out / "contact.png")
         report(f"contact sheet: {out / 'contact.png'}")
-    if args.leave_out and seen.leave_out:
-        write_leave_out(root, seen, report)
-    report(verdict(seen, leaks))
+    reasons = reasons_to_leave_out(lonely, unreadable, repeated, overlapping)
+    if args.leave_out and reasons:
+        write_leave_out(root / "leave_out.csv", reasons)
+        report(f"left out from now on: {len(reasons)}, see {root / 'leave_out.csv'}")
+    leaks = [pair for found in (*repeated.values(), overlapping) for pair in across_splits(found)]
+    report(verdict(len(leaks), readable))
     write_text(out / "report.txt", "\n".join(report.lines))
     sys.exit(1 if leaks else 0)
 

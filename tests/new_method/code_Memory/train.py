@@ -31,6 +31,7 @@ def train(args):
     if run.finished:
         return
 
+    model = build_model(args, run.device)
     if args.pretrain:
         pairs, evaluation = load_training_data(args), None
     else:
@@ -39,7 +40,6 @@ def train(args):
     steps = steps_per_epoch(pairs, args.batch_size)
     run.log(pairs.describe() + (f"; {target.describe()}" if target else ""))
 
-    model = build_model(args, run.device)
     memory, decoder = Memory(len(pairs)), Decoder(channels=128)
     optimizer = build_optimizer(model, args.optim, args.lr, args.lr_head, extra=decoder)
     schedule = build_schedule(optimizer, args.schedule, args.epochs, steps)
