@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from shared.backbones import PACKAGES, TIMM, build_backbone, keep_resolution, published_weights
 from shared.plumbing import distributed
@@ -17,6 +16,7 @@ from shared.plumbing.errors import InputError
 from shared.plumbing.files import load_tensors
 from shared.plumbing.packed import WEIGHTS, is_packed, require_run, unpack
 from shared.plumbing.small_maps import use_small_map_convolutions
+from shared.plumbing.unfilled import Unfilled
 from shared.structure import ORIENTATIONS, structure
 
 # --input: which channels of the first convolution see what.
@@ -29,18 +29,6 @@ POOLINGS = ("max", "avg", "grid", "cells")
 GRID = 3
 CELL_DIM = 16
 WRAPPERS = ("state_dict", "model")                      # of a checkpoint: what a state dict lies under
-
-
-class Unfilled(TorchFunctionMode):
-    """Networks made within it get no random weights, and draw no random numbers: these take longer than reading."""
-
-    FILLING = (nn.init.kaiming_normal_, nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_,
-               torch.Tensor.normal_, torch.Tensor.uniform_)
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function in self.FILLING:
-            return args[0] if args else kwargs["tensor"]
-        return function(*args, **(kwargs or {}))
 
 
 class Embedded(NamedTuple):
@@ -219,7 +207,8 @@ def _read_run(folder, flag):
                          "of a run of code_Con/train.py now; give such a one")
     try:
         state, img_size = saved.pop("model"), saved.pop("img_size")
-        # Training goes on to draw random numbers, always the same; a timm network is looked at by what it makes of one.
+        # What trains on (--init, --start) draws the same random numbers as ever; a timm network is looked at by what it
+        # makes of an image.
         needs_random = flag != "--run" or saved["arch"].startswith(TIMM)
         with nullcontext() if needs_random else Unfilled():
             model = PseudoSiamese(**saved)
