@@ -53,6 +53,11 @@ def arguments():
                             "whole batch)")
     parser.set_defaults(**options.CONTRASTIVE_DEFAULTS)     # not the author's recipe, but this method's own
     args = parser.parse_args()
+    if args.input != "both" and (args.left_out or args.toned):
+        raise InputError(f"--left_out and --toned say what stands beside the structure, and --input {args.input} has "
+                         "nothing beside it: give --input both, or leave them out")
+    if args.turn > 180:
+        raise InputError(f"--turn {args.turn:g}: give at most 180 degrees")
     if args.left_out + args.toned > 1:
         raise InputError(f"--left_out {args.left_out} and --toned {args.toned} are more than all images: give less")
     if args.hard_negatives and args.windows:

@@ -122,8 +122,8 @@ def test(args):
     tested = Tested(network, tiles, [] if args.method in WITHOUT_LEARNING else network.maps_of(tiles))
 
     identity = network.network.finer_identity
-    given = argparse.Namespace(**vars(args), finer=identity) if identity else args
-    lines = Lines((row or outputs_of(args.run)) / f"lines_{args.method}.json", given)
+    asked = {**asked_of(args), "finer": identity}
+    lines = Lines((row or outputs_of(args.run)) / f"lines_{args.method}.json", args, **asked)
     metrics = {"lines": lines.lines, "seconds": seconds_of(args.run),
                "evaluated_on": "validation" if args.validation else "test"}
     smallest = min(min(tile.shape[:2]) for tile in tiles.opt)

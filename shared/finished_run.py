@@ -111,10 +111,12 @@ class FinishedRun:
 
 
 def asked_of(args):
-    """{flag: value} of what a test's figures depend on besides its run and its data, as a row's args.json keeps it;
-    `test` is the script."""
+    """{flag: value} of what a test's figures depend on besides its data, as a row's args.json keeps it; `test` is the
+    script, `network` tells the run's weights from others."""
     asked = {name: value for name, value in vars(args).items() if name not in NOT_THE_FIGURES}
     asked["test"] = "/".join(Path(sys.argv[0]).parts[-2:])
+    if getattr(args, "run", None):
+        asked["network"] = made_by(args.run)["weights"][:16]
     return json.loads(json.dumps(asked, default=str))
 
 
@@ -125,26 +127,34 @@ def require_row_of(row, run, data_path, asked):
     A row of before something was written to its args.json is taken for what is asked for.
     """
     settings, differing = read_settings(row), []
-    if (row / "log.txt").is_file():
-        raise InputError(f"{row} holds a run, and no figures of a test: give another --result_path")
     if run and Path(settings.get("run", run)).resolve() != Path(run).resolve():
         differing.append(f"run {settings['run']} there, {run} here")
     # A row of before flags were kept has the most important ones beside the run's own.
     kept = settings.get("asked", {name: settings[name] for name in ("tta", "method", "img_size") if name in settings})
+    if kept.get("network", asked.get("network")) != asked.get("network"):
+        differing.append(f"by weights that {run} no longer has")
     for name, here in asked.items():
-        if kept.get(name, here) != here:
+        if name != "network" and kept.get(name, here) != here:
             differing.append(f"{name} {kept[name]} there, {here} here")
     here = fingerprint(find_data(data_path), "test")
     there = settings.get("tested_data", here)
     if there != here:
         differing.append(f"test images of {settings['data_path']} there ({there}), of {data_path} here ({here})")
     if differing:
-        raise InputError(f"{row} holds other figures ({'; '.join(differing)}): give another --result_path")
+        raise InputError(f"{row} holds other figures ({'; '.join(differing)}): give another --result_path, or remove "
+                         "that")
 
 
 def is_tested(row):
-    """Whether a row of the table has its figures already."""
-    return (row / "metrics.json").is_file()
+    """Whether a row of the table has its figures already. InputError where its folder is no row's."""
+    if row.exists() and not row.is_dir():
+        raise InputError(f"--result_path {row} is a file: give a folder")
+    if (row / "log.txt").is_file():
+        raise InputError(f"{row} holds a run, and no figures of a test: give another --result_path")
+    tested = (row / "metrics.json").is_file()
+    if not tested and (row / "args.json").is_file() and "asked" not in read_settings(row):
+        raise InputError(f"{row} holds an args.json that no test has written: give another --result_path")
+    return tested
 
 
 def print_row(row):

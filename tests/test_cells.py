@@ -1,4 +1,5 @@
 """The dense search of cells: correlation, the views of a window, where it is found, and what worlds ask for."""
+import argparse
 import csv
 import itertools
 import json
@@ -18,6 +19,8 @@ from shared.evaluate import embed, retrieval_metrics
 from shared.mapping.cells import CellMaps, StructureCells, cell_side, embed_cells, find_window, query_views
 from shared.mapping.turned import cut_turned
 from shared.model import PseudoSiamese
+from shared.plumbing.errors import InputError
+from shared.plumbing.lines import Lines
 from test_localization import ground
 from tools.bench import load_script
 from tools.worlds import WINDOW, draw_windows
@@ -178,10 +181,27 @@ def test_worlds_are_asked_aligned_and_anywhere(demo, run, tmp_path):
             assert line["low"] <= line["right"] <= min(line["high"], line["image"])
         here, there = ([line["right"] for line in lines if line["world"] == world] for world in ("demo", "elsewhere"))
         assert here == there, "the same images"
+    shutil.copytree(demo / "test", tmp_path / "worlds/later/test")
+    other = script(*command)
+    assert other.returncode == 2 and "in_worlds" in other.stderr and "later" in other.stderr
     done = script("tools/results.py", results, "--table", "worlds", "worlds-structure", "worlds-run")
     assert done.returncode == 0, done.stderr
     with open(results / "worlds.csv") as file:
         assert [row["row"] for row in csv.DictReader(file)] == ["worlds-structure"] * 8 + ["worlds-run"] * 8
+
+
+def test_a_world_that_cannot_be_read_is_told_before_the_first_is_asked(demo, tmp_path):
+    shutil.copytree(demo / "test", tmp_path / "worlds/elsewhere/test")
+    (tmp_path / "worlds/elsewhere/test/opt/broken.png").write_bytes(b"no image")
+    done = script("tools/worlds.py", "--data_path", demo, "--worlds", tmp_path / "worlds", "--result_path",
+                  tmp_path / "out", *ON_CPU)
+    assert done.returncode == 2 and "broken.png" in done.stderr and not (tmp_path / "out").exists()
+
+
+def test_lines_that_are_damaged_are_told(tmp_path):
+    (tmp_path / "lines.json").write_text('{"lines": [')
+    with pytest.raises(InputError, match="lines.json is damaged: remove it"):
+        Lines(tmp_path / "lines.json", argparse.Namespace())
 
 
 def test_what_is_refused(demo, run, tmp_path):

@@ -459,3 +459,14 @@ def test_what_a_step_shows_depends_on_its_number_and_the_process_alone(monkeypat
 
     whole, gone_on = list(shown(0)), list(shown(1))
     assert len(whole) == 3 and all(torch.equal(a, b) for a, b in zip(whole[1:], gone_on, strict=True))
+
+
+@pytest.mark.parametrize("flags, reason", [
+    ("--input rgb --left_out 0.2", "--input rgb has nothing beside it"),
+    ("--input structure --toned 0.5", "--input structure has nothing beside it"),
+    ("--input both --left_out 0.8 --toned 0.5", "are more than all images"),
+    ("--turn 400", "at most 180 degrees"),
+])
+def test_flags_that_would_do_nothing_are_refused(tmp_path, flags, reason):
+    done = script("code_Con/train.py", "--data_path", tmp_path, "--result_path", tmp_path / "run", *flags.split())
+    assert done.returncode == 2 and reason in done.stderr and not (tmp_path / "run").exists(), done.stderr

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shared import options
-from shared.finished_run import FinishedRun, asked_of
+from shared.finished_run import FinishedRun, asked_of, is_tested
 from shared.plumbing.errors import InputError
 from shared.reading.fingerprint import fingerprint, fingerprints
 from shared.run import Run
@@ -22,6 +22,7 @@ def open_run(folder, data, *flags):
 
 def finish(folder):
     (folder / "metrics.json").write_text(json.dumps(METRICS))
+    (folder / "weights.pt").write_bytes(b"weights")
     return folder
 
 
@@ -146,7 +147,7 @@ def test_a_run_of_before_has_its_data_sets_name(tmp_path):
 
 def test_a_tested_row_of_other_figures_is_refused(tmp_path, capsys):
     data, other = make_data(tmp_path / "a/patches"), make_data(tmp_path / "b/patches", seed=1)
-    open_run(tmp_path / "run", data)
+    finish(open_run(tmp_path / "run", data).folder)
     row = tmp_path / "row"
     row.mkdir()
     finish(row)
@@ -190,12 +191,33 @@ def test_a_row_knows_every_flag_that_its_figures_depend_on(tmp_path, monkeypatch
         FinishedRun(parse("--querybank"))
     with pytest.raises(InputError, match=r"regions \['a'\] there, None here"):
         FinishedRun(parse("--data_path", data))
+    kept = (run.folder / "weights.pt").read_bytes()
+    (run.folder / "weights.pt").write_bytes(b"trained anew")
+    with pytest.raises(InputError, match="by weights that .*/run no longer has"):
+        FinishedRun(parse())
+    (run.folder / "weights.pt").write_bytes(kept)
     monkeypatch.setattr("sys.argv", ["tools/worlds.py"])
     with pytest.raises(InputError, match="test .* there, tools/worlds.py here"):
         FinishedRun(parse())
     (run.folder / "log.txt").write_text("epoch 1")
     with pytest.raises(InputError, match="run holds a run, and no figures of a test"):
         FinishedRun(parse("--result_path", run.folder))
+
+
+@pytest.mark.parametrize("name, text, reason", [
+    ("log.txt", "epoch 1", "holds a run, and no figures of a test"),
+    ("args.json", '{"mine": 1}', "holds an args.json that no test has written"),
+    (None, "", "is a file: give a folder")])
+def test_what_is_no_rows_folder_is_left_as_it_is(tmp_path, name, text, reason):
+    """A training that was stopped, or files of the user's."""
+    row = tmp_path / "row"
+    if name:
+        row.mkdir()
+    file = row / name if name else row
+    file.write_text(text)
+    with pytest.raises(InputError, match=reason):
+        is_tested(row)
+    assert file.read_text() == text
 
 
 def test_the_loss_terms_of_a_checkpoint_go_to_the_runs_device(tmp_path, monkeypatch):

@@ -34,6 +34,7 @@ from shared.plumbing.errors import InputError, run_script
 from shared.plumbing.files import write_text
 from shared.plumbing.lines import Lines
 from shared.plumbing.run_files import read_settings, seconds_of
+from shared.reading.fingerprint import fingerprint
 from shared.reading.layouts import crop_of, find_data, layout_of
 from shared.reading.readers import readers_of, readers_of_run
 from tools.intervals import bootstrap_intervals
@@ -71,8 +72,10 @@ def main(args):
     file = args.result_path / "metrics.json"
     settings = read_settings(args.run) if args.run else {"tta": "none"}
     home = args.data_path or settings["data_path"]
+    data_sets = [home, *worlds_beside(home, args.worlds)]
+    asked = {**asked_of(args), "in_worlds": {path.name: fingerprint(path, "test") for path in data_sets[1:]}}
     if is_tested(args.result_path):
-        require_row_of(args.result_path, args.run, home, asked_of(args))
+        require_row_of(args.result_path, args.run, home, asked)
         print(f"{args.result_path} is finished")
         return
     device = choose_device(args.device)
@@ -81,11 +84,13 @@ def main(args):
     model, img_size = load_model(args.run, device) if args.run else (StructureCells(), side)
     scale = img_size / side                             # of every image, as the network has learned
     has_cells = not args.run or model.settings["pooling"] == "cells"
-    lines = Lines(args.result_path / "lines.json", args)
-    for data_path in [home, *worlds_beside(home, args.worlds)]:
+    worlds = []                                         # all of them are read before the first is asked
+    for data_path in data_sets:
         is_home = data_path is home
         readers = readers_of_run(args.run, args, is_home) if args.run else readers_of(args)
-        world = World(data_path, settings.get("target_region") if is_home else None, args.workers, readers)
+        worlds.append(World(data_path, settings.get("target_region") if is_home else None, args.workers, readers))
+    lines = Lines(args.result_path / "lines.json", args, **asked)
+    for world in worlds:
         if not lines.has(world=world.name, windows="aligned"):
             lines.add({"world": world.name, "windows": "aligned", **aligned(world, model, img_size, device, mixed)})
         left = [kind for kind in KINDS if has_cells and not lines.has(world=world.name, windows=kind)]
@@ -95,7 +100,8 @@ def main(args):
         for kind in left:
             lines.add({"world": world.name, "windows": kind, **anywhere.figures(*KINDS[kind], args.queries)})
     seconds = seconds_of(args.run) if args.run else 0.0
-    row = {**settings, "data_path": str(home), "run": str(args.run), "asked": asked_of(args)}
+    row = {**settings, "data_path": str(home), "run": str(args.run), "asked": asked,
+           "tested_data": fingerprint(find_data(home), "test")}
     write_text(args.result_path / "args.json", json.dumps(row))
     write_text(file, json.dumps({"lines": lines.lines, "seconds": seconds, "evaluated_on": "test"}, indent=1))
     lines.file.unlink(missing_ok=True)
