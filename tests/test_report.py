@@ -11,7 +11,16 @@ from jinja2 import UndefinedError
 
 from conftest import SMALL, require_fit, script
 from tools.report import bars, best_line, page, place_map, tiles_of_queries
-from tools.results import AUTHOR
+from tools.results import AUTHOR, recipe_of
+
+
+def test_a_recipe_names_what_was_seen_and_how_it_was_learned():
+    args = {"arch": "resnet18", "img_size": 200, "init": "none", "epochs": 1, "batch_size": 24, "optim": "sgd",
+            "schedule": "step", "lr": 0.1, "lr_head": 0.1}
+    assert recipe_of(args).startswith("resnet18, 200 px, init none, 1 epoch, 24 pairs")
+    both = {**args, "epochs": 2, "input": "both", "left_out": 0.25, "toned": 0.5, "loss": "infonce", "part": 64}
+    assert "2 epochs" in recipe_of(both)
+    assert recipe_of(both).endswith("0.1, input both (left out 0.25, in tones 0.5), infonce loss, parts of 64 px")
 
 
 def test_queries_know_their_tiles():

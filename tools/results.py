@@ -153,10 +153,16 @@ def markdown(lines, authors):
 
 def recipe_of(args):
     """How a run was trained, of its arguments."""
-    line = ("{arch}, {img_size} px, init {init}, {epochs} epochs, {batch_size} pairs, {optim}, {schedule} "
-            "schedule, learning rates {lr} and {lr_head}").format(**args)
+    unit = "epoch" if args["epochs"] == 1 else "epochs"
+    line = ("{arch}, {img_size} px, init {init}, {epochs} {unit}, {batch_size} pairs, {optim}, {schedule} "
+            "schedule, learning rates {lr} and {lr_head}").format(**args, unit=unit)
     line += ", windows" if args.get("windows") else ""
     line += ", cells" if args.get("pooling") == "cells" else ""
+    if args.get("input", "rgb") != "rgb":
+        line += f", input {args['input']}"
+    if args.get("left_out") or args.get("toned"):
+        line += f" (left out {args['left_out']}, in tones {args['toned']})"
+    line += f", {args['loss']} loss" if args.get("loss") else ""
     side = side_of_part(args.get("part"), args["img_size"])
     return line + (f", parts of {side} px" if side < args["img_size"] else "")
 
