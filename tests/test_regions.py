@@ -1,5 +1,6 @@
 """Regions: trained in one, evaluated in another, adapted without the other's pairs."""
 import json
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -24,6 +25,7 @@ from shared.model import PseudoSiamese, channels_of, load_model, start_from
 from shared.plumbing.device import autocast
 from shared.plumbing.errors import InputError
 from shared.plumbing.files import load_tensors
+from shared.reading.fingerprint import fingerprint
 from shared.reading.windows import apply_symmetry
 from test_dataset import make_data
 from tone_pairs import pairs_of_tones
@@ -97,6 +99,16 @@ def test_a_target_whose_pairs_are_known_is_refused(two_regions):
     for flags in ([], ["--region", "a"], ["--target_region", "b"], ["--region", "a", "--target_region", "a"]):
         with pytest.raises(InputError, match="part of the source"):
             load_target(parsed(two_regions, *flags))
+
+
+@pytest.mark.parametrize("region, is_refused", [(None, True), (["b"], True), (["a", "b"], True), (["a"], False)])
+def test_a_start_that_knows_the_targets_pairs_is_refused(two_regions, tmp_path, region, is_refused):
+    settings = {"data": {"train": fingerprint(two_regions, "train")}, "region": region}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/args.json").write_text(json.dumps(settings))
+    args = parsed(two_regions, "--region", "a", "--target_region", "b", "--start", str(tmp_path / "run"))
+    with pytest.raises(InputError, match="has learned from pairs of the target") if is_refused else nullcontext():
+        assert load_target(args)
 
 
 def test_target_images_turn_as_the_pairs_do(two_regions):

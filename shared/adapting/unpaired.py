@@ -5,6 +5,8 @@ import torch
 
 from shared.dataset import decode_images
 from shared.plumbing.errors import InputError, several
+from shared.plumbing.run_files import read_settings
+from shared.reading.fingerprint import fingerprint
 from shared.reading.layouts import check_ids, find_data, list_split, read_leave_out, read_pairs_csv
 from shared.reading.readers import READERS, readers_of
 from shared.reading.tones import evenly, measure_tones
@@ -64,15 +66,25 @@ def load_target(args):
     """The target of an adaptation: the training images of --target_path (or the data set's own) and --target_region.
 
     With --windows or --symmetries they are drawn at the eight symmetries, as the pairs are.
-    Raises InputError where the target is the source, whose pairs are known, and as load_unpaired does.
+    Raises InputError where the target's pairs are known, to the source or to --start, and as load_unpaired does.
     """
     data_path = args.target_path or args.data_path
     is_apart = args.target_region and args.region and not set(args.target_region) & set(args.region)
     if find_data(data_path) == find_data(args.data_path) and not is_apart:
         raise InputError("the target is a part of the source, whose pairs are known: give --region and another "
                          "--target_region, or another --target_path")
+    if args.start and _has_learned_from(read_settings(args.start), data_path, args.target_region):
+        raise InputError(f"--start {args.start} has learned from pairs of the target: give a run of the source alone")
     target = load_unpaired(data_path, args.img_size, args.workers, args.seed, args.target_region, readers_of(args))
     return replace(target, symmetries=args.windows or args.symmetries)
+
+
+def _has_learned_from(settings, data_path, regions):
+    """Whether the run with these settings saw pairs of a data set's training split, of these regions (None: all)."""
+    if settings.get("data", {}).get("train") != fingerprint(find_data(data_path), "train"):
+        return False
+    seen = settings.get("region")
+    return not seen or not regions or bool(set(seen) & set(regions))
 
 
 def load_unpaired(data_path, img_size, workers, seed=0, regions=None, readers=READERS):
