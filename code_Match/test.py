@@ -98,17 +98,16 @@ class Tested:
 
 
 def test(args):
-    row = args.result_path
+    row, settings = args.result_path, read_settings(args.run)
+    data_path = args.data_path or settings["data_path"]
     if row and is_tested(row):
-        data_path = args.data_path or read_settings(args.run)["data_path"]
         require_row_of(row, args.run, data_path, asked_of(args))
         if args.method in BY_FINER:
             require_finer_of(row, args.run)
         print(f"{row} is finished")
         return
 
-    settings, device = read_settings(args.run), choose_device(args.device)
-    data_path = args.data_path or settings["data_path"]
+    device = choose_device(args.device)
     readers = readers_of_run(args.run, args, args.data_path is None)
     load = partial(load_tile_network, data_path=settings["data_path"], device=device,
                    autocast=autocast(device, args.amp))
@@ -122,8 +121,8 @@ def test(args):
     tested = Tested(network, tiles, [] if args.method in WITHOUT_LEARNING else network.maps_of(tiles))
 
     identity = network.network.finer_identity
-    asked = {**asked_of(args), "finer": identity}
-    lines = Lines((row or outputs_of(args.run)) / f"lines_{args.method}.json", args, **asked)
+    asked = asked_of(args)
+    lines = Lines((row or outputs_of(args.run)) / f"lines_{args.method}.json", args, **asked, finer=identity)
     metrics = {"lines": lines.lines, "seconds": seconds_of(args.run),
                "evaluated_on": "validation" if args.validation else "test"}
     smallest = min(min(tile.shape[:2]) for tile in tiles.opt)
@@ -149,7 +148,7 @@ def test(args):
 
     if row:
         origin = {"data_path": str(data_path), "run": str(args.run), "method": args.method, "finer": identity,
-                  "asked": asked_of(args), "tested_data": fingerprint(find_data(data_path), "test")}
+                  "asked": asked, "tested_data": fingerprint(find_data(data_path), "test")}
         write_text(row / "args.json", json.dumps({**settings, **origin}, indent=1))
     file = row / "metrics.json" if row else outputs_of(args.run) / f"test_{args.method}.json"
     write_text(file, json.dumps(metrics, indent=1))
