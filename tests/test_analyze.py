@@ -10,7 +10,16 @@ import torch.nn.functional as F
 from conftest import SMALL, script
 from shared.evaluate import expected_ranks
 from tools.analyze import (betweenness, cmc, correlation_text, edge_density, matched_scores, modality_gap, names_of,
-                           rank_correlation, roc_area)
+                           plot_training, rank_correlation, roc_area)
+
+
+def test_epochs_are_whole_numbers_where_only_the_last_was_evaluated(monkeypatch):
+    monkeypatch.setattr("tools.analyze.save", lambda figure, file: drawn.append(figure))
+    drawn = []
+    epochs = [{"epoch": str(i), "lr": "0.1", "triplet": "1", "FC_top1": "40" if i == 4 else ""} for i in range(1, 5)]
+    plot_training(epochs, None)
+    for axis in drawn[0].axes:
+        assert all(tick == round(tick) for tick in axis.get_xticks())
 
 
 def test_matched_and_non_matched_scores():

@@ -206,7 +206,7 @@ def plot_training(epochs, file):
     top1.set(xlabel="epoch", ylabel="top-1 (%)", ylim=(0, 100))
     top1.legend()
     for axis in (loss, rate, top1):
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))      # of a single epoch, too
     save(figure, file)
 
 
