@@ -51,8 +51,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         cut, server.cut = server.cut, None
+        server.sent += len(body[:cut])                  # before who reads it goes on
         self.wfile.write(body[:cut])
-        server.sent += len(body[:cut])
 
     def log_message(self, *arguments):
         """Silence."""
