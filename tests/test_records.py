@@ -1,4 +1,5 @@
 """tools/record.py, and that what the pages print is what the records hold."""
+import csv
 import json
 import re
 from statistics import mean, stdev
@@ -48,6 +49,7 @@ def test_of_a_path_the_last_part_is_kept(text, kept):
 # What is printed -----------------------------------------------------------------------------------------------------
 
 RECORDS = sorted((ROOT / "records").glob("*/record.json"))
+ROWS = {file: json.loads(file.read_text())["row"] for file in RECORDS}
 # The records from which a row has its figures on maps and in the worlds.
 WORLDS = ("ombria", "isro", "sen12")
 POSITIONS = {"contrastive-both": "match-cells-finer", "structure": "match-structure"}
@@ -55,8 +57,7 @@ POSITIONS = {"contrastive-both": "match-cells-finer", "structure": "match-struct
 
 def records_of(row):
     """The metrics of all records of a row, seed after seed."""
-    names = {file: json.loads(file.read_text())["row"] for file in RECORDS}
-    found = [file for file, name in names.items() if name == row or re.fullmatch(re.escape(row) + r"_seed\d+", name)]
+    found = [file for file, name in ROWS.items() if re.fullmatch(re.escape(row) + r"(_seed\d+)?", name)]
     return [json.loads((file.parent / "metrics.json").read_text()) for file in found]
 
 
@@ -75,16 +76,24 @@ def in_worlds(row):
     return ", ".join(f"{mean(values):.1f}" for values in right.values())
 
 
-def table_rows(document, number=0):
-    """{row: its cells}, of a table of a document, counted from 0."""
-    table = re.findall(r"(?:^\|.*\n)+", document.read_text(), re.M)[number].splitlines()[2:]
-    cells = [[cell.strip().replace("**", "") for cell in line.strip("|").split("|")] for line in table]
-    return {re.search(r"[\w+-]+", line[0].replace("`", ""))[0]: line[1:] for line in cells}
+def table_of(page, number=0):
+    """The cells of a page's table, counted from 0, line by line: the heading, the rule, and the rows."""
+    table = re.findall(r"(?:^\|.*\n)+", (ROOT / page).read_text(), re.M)[number]
+    return [[cell.strip().replace("**", "") for cell in line[1:-1].split("|")] for line in table.splitlines()]
+
+
+def table_rows(page):
+    """{row: its cells}, of a page's first table."""
+    return {row_in(cells[0]): cells[1:] for cells in table_of(page)[2:]}
+
+
+def row_in(cell):
+    return re.search(r"[\w+-]+", cell)[0]
 
 
 @pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
 def test_the_readmes_figures_are_in_the_records(name):
-    rows = table_rows(ROOT / name)
+    rows = table_rows(name)
     assert len(rows) == 10
     for row, (top1, m_ap, worlds, within, *_) in rows.items():
         runs = records_of(row)
@@ -99,66 +108,72 @@ def test_the_readmes_figures_are_in_the_records(name):
             assert within == f"{line['within10']:.1f}", row
 
 
-def test_the_first_table_of_pretrained_is_in_the_records():
-    rows = table_rows(ROOT / "docs/pretrained.md")
-    assert len(rows) >= 4
-    for row, (rates, top1, m_ap, pool5, _) in rows.items():
-        runs = records_of(row)
-        assert top1.split(" [")[0] == mean_and_std([run["FC"]["top1"] for run in runs]), row
-        assert m_ap == f"{mean(run['FC']['mAP'] for run in runs):.1f}", row
-        assert pool5 == mean_and_std([run["POOL5"]["top1"] for run in runs]), row
+# A page's table by its columns: what each heading names is the same in all of them. The records 64px_ROW are of images
+# of 64 px, trained on for 12 epochs or as many as the page says; lite0-ROW begins from ImageNet.
+TABLES = [("pretrained", 0, ""), ("contrastive", 0, ""), ("contrastive", 1, "")]
+FIGURES = {"top-1": "top1", "top-5": "top5", "top-10": "top10", "mAP": "mAP"}
+STARTS = {"ImageNet": "lite0-", "scratch": "64px_", "从零": "64px_"}
+BEFORE = {"triplet-from-simsiam": "simsiam"}
 
 
-def of_vector(runs, vector="FC", deviations=True):
-    """What a page prints of runs: top-1, top-5, top-10 and mAP, of the latter with its deviation or without."""
-    figures = {name: [run[vector][name] for run in runs] for name in ("top1", "top5", "top10", "mAP")}
-    shown = {name: f"{mean(values):.1f}" for name, values in figures.items()}
-    return {**shown, "top1": mean_and_std(figures["top1"]),
-            **({"mAP": mean_and_std(figures["mAP"])} if deviations else {})}
+@pytest.mark.parametrize("page, number, prefix", TABLES)
+def test_the_tables_of_the_pages_are_in_the_records(page, number, prefix):
+    heading, _, *rows = table_of(f"docs/{page}.md", number)
+    assert 2 <= len(rows) <= 8
+    for row, *cells in rows:
+        row, held, vector = row_in(row), 0, "FC"
+        for name, cell in zip(heading[1:], cells, strict=True):
+            prefix = next((start for word, start in STARTS.items() if word in name), prefix)
+            runs = records_of(prefix + row)
+            figure = re.search(r"top-\d+|mAP", name)
+            if name == "vector":
+                vector = cell
+            elif name == "seeds" and cell:
+                assert cell == str(len(runs)), row
+            elif re.search("seconds|秒", name) and cell:
+                steps = [f"{mean(run['seconds'] for run in records_of(prefix + step)):.0f}"
+                         for step in (BEFORE.get(row), row) if step]
+                assert cell == " + ".join(steps), row
+            elif figure:
+                values = [run["POOL5" if "POOL5" in name else vector][FIGURES[figure[0]]] for run in runs]
+                assert figure_in(cell) == shown(cell, values, figure[0]), (row, name)
+                held += 1
+        assert held >= 2, row
 
 
-def without_interval(cell):
-    return re.sub(r" \(.*\)", "", cell)
+def test_all_rows_from_imagenet_are_in_the_records():
+    with open(ROOT / "docs/pretrained.csv", newline="") as file:
+        rows = [line for line in csv.DictReader(file) if line["table"] == "rows"]
+    assert len(rows) == 14
+    for line in rows:
+        runs = records_of(line["row"])
+        assert len(runs) == len(line["seeds"].split())
+        for vector, printed in (("FC", "{top1} ± {top1_std}"), ("POOL5", "{pool5_top1} ± {pool5_top1_std}")):
+            assert printed.format(**line) == mean_and_std([run[vector]["top1"] for run in runs]), line["row"]
+        assert line["map"] == f"{mean(run['FC']['mAP'] for run in runs):.1f}", line["row"]
 
 
-def test_the_first_table_of_contrastive_is_in_the_records():
-    table = (ROOT / "docs/contrastive.md").read_text().split("## ")[0]
-    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if re.search(r"\| (FC|POOL5) \|", line)]
-    assert len(rows) == 5
-    for row, vector, *cells in rows:
-        row = re.search(r"[\w+-]+", row)[0]
-        figures = of_vector(records_of(row), vector)
-        assert [without_interval(cell) for cell in cells] == list(figures.values()), (row, vector)
+def figure_in(cell):
+    """A cell without its interval."""
+    return re.sub(r" [(\[].*", "", cell)
 
 
-def test_the_ladder_is_in_the_records():
-    rows = table_rows(ROOT / "docs/contrastive.md", number=1)
-    for row in ("triplet", "ladder-windows", "ladder-cells", "contrastive", "ladder-structure"):
-        _, _, top1, m_ap = rows[row]
-        figures = of_vector(records_of(row), deviations=False)
-        assert (without_interval(top1), m_ap) == (figures["top1"], figures["mAP"]), row
-
-
-def test_regions_with_structure_are_in_the_records():
-    rows = table_rows(ROOT / "docs/regions.md")
-    for row in ("source-both", "source-both-querybank", "tones-both",
-                "source-lite0", "source-lite0-querybank", "tones-lite0"):
-        top1, top10, m_ap, seeds = rows[row]
-        runs = records_of(row)
-        figures = of_vector(runs)
-        assert (without_interval(top1), top10, m_ap) == (figures["top1"], figures["top10"], figures["mAP"]), row
-        assert seeds == str(len(runs))
+def shown(cell, values, figure):
+    """What a page prints of the seeds: the mean, and its deviation with top-1 and where else one is printed."""
+    return mean_and_std(values) if "±" in cell or figure == "top-1" else f"{mean(values):.1f}"
 
 
 def test_the_first_table_of_structure_is_in_the_records():
-    rows = table_rows(ROOT / "docs/structure.md")
-    learned_in_texas = {"contrastive-both": "source-both", "lite0-both": "source-lite0"}
-    assert list(rows) == ["structure", "contrastive", "contrastive-both", "lite0-both"]
+    rows = table_rows("docs/structure.md")
+    learned_in_texas = {"structure": "regions-structure", "contrastive": "source-only",
+                        "contrastive-both": "source-both", "lite0-both": "source-lite0"}
+    assert list(rows) == list(learned_in_texas)
     for row, (home, away, worlds, _) in rows.items():
-        assert without_interval(home) == of_vector(records_of(row))["top1"], row
+        for cell, kept in ((home, row), (away, learned_in_texas[row])):
+            if kept == "source-only":
+                continue
+            assert figure_in(cell) == mean_and_std([run["FC"]["top1"] for run in records_of(kept)]), kept
         assert worlds == in_worlds(row), row
-        if row in learned_in_texas:
-            assert without_interval(away) == of_vector(records_of(learned_in_texas[row]))["top1"], row
 
 
 def test_the_first_table_of_worlds_is_in_the_records():
@@ -174,6 +189,34 @@ def test_the_first_table_of_worlds_is_in_the_records():
             right = [[line["right"] for run in runs for line in run["lines"]
                       if (line["world"], line["windows"]) == (world, kind)] for kind in kinds]
             assert cell == " / ".join(f"{mean(values):.1f}" for values in right), (row, world)
+
+
+def test_the_first_table_of_match_is_in_the_records():
+    """A row is a method's (the last one named), asked on one map: within 5 / 10 / 20 px, ..., as the records have it."""
+    kept = {"oriented gradients": "match-structure", "cells": "match-cells-finer", "cells of 8 px alone": "match-cells"}
+    _, _, *rows = table_of("docs/match.md")
+    assert len(rows) == 7
+    for method, side, where, rotation, within, median, corrected, seconds in rows:
+        name = method.split(",")[0] or name
+        asked, = records_of(kept[name])
+        line, = [line for line in asked["lines"]
+                 if (str(line["side"]), line["map"], line["rotation"]) == (side, where, rotation)]
+        assert within == " / ".join(f"{line[f'within{px}']:.1f}" for px in (5, 10, 20)), (name, side)
+        assert corrected == " / ".join(f"{line[f'corrected{px}']:.1f}" for px in (5, 10)), (name, side)
+        assert median == f"{line['median_px']:.2f}"
+        assert seconds in ("", f"{line['seconds']:.2g}"), (name, side)
+
+
+def test_the_first_table_of_scale_is_in_the_records():
+    figures = ("see_once_cpu_s", "kept_mib", "peak_mib", "query_known_cpu_s", "query_unknown_cpu_s")
+    _, _, *rows = table_of("docs/scale.md")
+    assert len(rows) == 3
+    for row, *cells in rows:
+        side = re.search(r"\((.*) px", row)[1].replace(",", "")
+        asked, = records_of(f"scale_{side}")
+        assert row.startswith(f"{int(side) ** 2 / 1e6:.3g} Mpx") and asked["map_px"] == int(side)
+        for name, cell in zip(figures, cells, strict=True):
+            assert cell == (f"{asked[name]:,}" if name == "peak_mib" else f"{asked[name]:.1f}"), (side, name)
 
 
 def test_records_are_small_and_of_no_machine():
