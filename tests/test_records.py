@@ -110,7 +110,7 @@ def test_the_readmes_figures_are_in_the_records(name):
 
 # A page's table by its columns: what each heading names is the same in all of them. The records 64px_ROW are of images
 # of 64 px, trained on for 12 epochs or as many as the page says; lite0-ROW begins from ImageNet.
-TABLES = [("pretrained", 0, ""), ("contrastive", 0, ""), ("contrastive", 1, "")]
+TABLES = [("pretrained", 0, ""), ("contrastive", 0, ""), ("contrastive", 1, ""), ("answers", 0, ""), ("answers.zh", 0, "")]
 FIGURES = {"top-1": "top1", "top-5": "top5", "top-10": "top10", "mAP": "mAP"}
 STARTS = {"ImageNet": "lite0-", "scratch": "64px_", "从零": "64px_"}
 BEFORE = {"triplet-from-simsiam": "simsiam"}
@@ -139,6 +139,18 @@ def test_the_tables_of_the_pages_are_in_the_records(page, number, prefix):
                 assert figure_in(cell) == shown(cell, values, figure[0]), (row, name)
                 held += 1
         assert held >= 2, row
+
+
+def test_what_a_page_opens_with_is_in_the_records():
+    """Every mean of several seeds, of any row, in the paragraph after a page's title."""
+    rows = {re.sub(r"_seed\d+$", "", row) for row in ROWS.values()}
+    seeds = [[run[vector][figure] for run in runs] for runs in map(records_of, rows) if "FC" in runs[0]
+             for vector in ("FC", "POOL5") for figure in ("top1", "mAP")]
+    known = {mean_and_std(values) for values in seeds}
+    printed = [(page.name, figure) for page in sorted((ROOT / "docs").glob("*.md"))
+               for figure in re.findall(r"\d+\.\d ± \d+\.\d", page.read_text().split("\n\n")[1])]
+    assert len(printed) >= 10
+    assert [figure for figure in printed if figure[1] not in known] == []
 
 
 def test_all_rows_from_imagenet_are_in_the_records():
