@@ -31,16 +31,36 @@ def test_a_record_tells_the_run_and_no_path(tmp_path):
     assert record == {"row": "row_seed0", "day": first.name[:10], "commit": "abc1234", "machine": "one core"}
     again = script("tools/record.py", "--run", *runs, *words)
     assert again.returncode == 2 and "row_seed0" in again.stderr and "row_seed1" in again.stderr
-    for flag, wrong, reason in (("--row", "../a/b", "a name without slashes"), ("--machine", " ", "on what"),
-                                ("--commit", "none", "digits of a commit's hash")):
+    for flag, wrong, reason in (("--row", "../a/b", "a name of letters"), ("--row", "..", "a name of letters"),
+                                ("--machine", " ", "on what"), ("--commit", "none", "digits of a commit's hash")):
         done = script("tools/record.py", "--run", runs[0], *words, flag, wrong)
         assert done.returncode == 2 and reason in done.stderr
+    (tmp_path / "records" / first.name).rename(tmp_path / f"records/2020-01-01_{first.name[11:]}")
+    older = script("tools/record.py", "--run", runs[0], *words)
+    assert older.returncode == 2 and "2020-01-01_row_seed0: recorded already" in older.stderr
+    twice = script("tools/record.py", "--run", *2 * [write_run(tmp_path / "other/seed0")], *words)
+    assert twice.returncode == 2 and "other_seed0, other_seed0" in twice.stderr
     none = script("tools/record.py", "--run", tmp_path, tmp_path / "none", *words)
     assert none.returncode == 2 and f"{tmp_path}, {tmp_path / 'none'}" in none.stderr
 
 
+@pytest.mark.parametrize("file, bytes_of_it", [("metrics.json", b"1"), ("metrics.json", b"{"), ("args.json", None),
+                                               ("log.txt", b"\xff\xfe")])
+def test_what_is_not_a_runs_file_is_told_and_nothing_is_written(tmp_path, file, bytes_of_it):
+    good, bad = write_run(tmp_path / "row/seed0"), write_run(tmp_path / "row/seed1")
+    if bytes_of_it is None:
+        (bad / file).unlink()
+    else:
+        (bad / file).write_bytes(bytes_of_it)
+    done = script("tools/record.py", "--run", good, bad, "--machine", "one core", "--commit", "abc1234",
+                  "--out", tmp_path / "records")
+    assert done.returncode == 2 and f"{bad / file} is not what" in done.stderr and not (tmp_path / "records").exists()
+
+
 @pytest.mark.parametrize("text, kept", [
-    ('"data_path": "/home/a/S1S2"', '"data_path": "S1S2"'), ("/tmp/a+b/seed0: cpu, bfloat16", "seed0: cpu, bfloat16"),
+    ('"data_path": "/home/a/S1S2"', '"data_path": "S1S2"'), ('"/home/a b/my data/pairs"', '"pairs"'),
+    (r'"C:\\Users\\a\\pairs"', '"pairs"'), ("file:///home/a/x y", "x y"), ("~a/b/c and //nas/share/d", "c and d"),
+    ("/tmp/a+b/seed0: cpu, bfloat16", "seed0: cpu, bfloat16"),
     ("../x/y ~/data/z", "y z"), ("2 / 3 of a/b, 1/2", "2 / 3 of a/b, 1/2"), ("http://a.org/b", "http://a.org/b")])
 def test_of_a_path_the_last_part_is_kept(text, kept):
     assert without_paths(text) == kept
@@ -52,6 +72,7 @@ RECORDS = sorted((ROOT / "records").glob("*/record.json"))
 ROWS = {file: json.loads(file.read_text())["row"] for file in RECORDS}
 # The records from which a row has its figures on maps and in the worlds.
 WORLDS = ("ombria", "isro", "sen12")
+ASKED_ELSEWHERE = ("structure", "contrastive", "contrastive-both", "lite0-both")
 POSITIONS = {"contrastive-both": "match-cells-finer", "structure": "match-structure"}
 
 
@@ -99,8 +120,8 @@ def test_the_readmes_figures_are_in_the_records(name):
         runs = records_of(row)
         assert top1 == mean_and_std([run["FC"]["top1"] for run in runs]), row
         assert m_ap == f"{mean(run['FC']['mAP'] for run in runs):.1f}", row
-        if worlds:
-            assert worlds == in_worlds(row), row
+        assert worlds == (in_worlds(row) if row in ASKED_ELSEWHERE else ""), row
+        assert bool(within) == (row in POSITIONS), row
         if within:
             asked, = records_of(POSITIONS[row])
             line, = [line for line in asked["lines"]
@@ -111,7 +132,8 @@ def test_the_readmes_figures_are_in_the_records(name):
 # A page's table by its columns: what each heading names is the same in all of them. The records 64px_ROW are of images
 # of 64 px, trained on for 12 epochs or as many as the page says; lite0-ROW begins from ImageNet.
 TABLES = [("pretrained", 0, ""), ("contrastive", 0, ""), ("contrastive", 1, ""), ("regions", 0, ""),
-          ("answers", 0, ""), ("answers.zh", 0, "")]
+          ("answers", 0, ""), ("answers.zh", 0, ""), ("arn", 0, "64px_"),
+          ("hhl", 0, "64px_"), ("ecn", 0, "64px_")]
 FIGURES = {"top-1": "top1", "top-5": "top5", "top-10": "top10", "mAP": "mAP"}
 STARTS = {"ImageNet": "lite0-", "scratch": "64px_", "从零": "64px_"}
 BEFORE = {"triplet-from-simsiam": "simsiam"}
@@ -129,8 +151,12 @@ def test_the_tables_of_the_pages_are_in_the_records(page, number, prefix):
             figure = re.search(r"top-\d+|mAP", name)
             if name == "vector":
                 vector = cell
-            elif name == "seeds" and cell:
-                assert cell == str(len(runs)), row
+            elif name == "seeds":
+                assert cell == ("" if row in ROWS.values() else str(len(runs))), row
+            elif name in ("epochs", "rate", "rate, head"):
+                asked = " + ".join(str(setting_of(prefix + step, "epochs")) for step in (BEFORE.get(row), row) if step)
+                rates = [setting_of(prefix + row, rate) for rate in ("lr", "lr_head")[:name.count(",") + 1]]
+                assert cell == (asked if name == "epochs" else ", ".join(map(str, rates))), (row, name)
             elif re.search("seconds|秒", name) and cell:
                 steps = [f"{mean(run['seconds'] for run in records_of(prefix + step)):.0f}"
                          for step in (BEFORE.get(row), row) if step]
@@ -138,6 +164,8 @@ def test_the_tables_of_the_pages_are_in_the_records(page, number, prefix):
             elif figure:
                 values = [run["POOL5" if "POOL5" in name else vector][FIGURES[figure[0]]] for run in runs]
                 assert figure_in(cell) == shown(cell, values, figure[0]), (row, name)
+                for low, high in re.findall(r"[(\[]([\d.]+)(?: to |, )([\d.]+)[)\]]", cell):
+                    assert float(low) <= mean(values) <= float(high), (row, name)
                 held += 1
         assert held >= 2, row
 
@@ -149,9 +177,14 @@ def test_what_a_page_opens_with_is_in_the_records():
              for vector in ("FC", "POOL5") for figure in ("top1", "mAP")]
     known = {mean_and_std(values) for values in seeds}
     printed = [(page.name, figure) for page in sorted((ROOT / "docs").glob("*.md"))
-               for figure in re.findall(r"\d+\.\d ± \d+\.\d", page.read_text().split("\n\n")[1])]
+               for figure in re.findall(r"\d+\.\d ± \d+\.\d", opening_of(page))]
     assert len(printed) >= 10
     assert [figure for figure in printed if figure[1] not in known] == []
+
+
+def opening_of(page):
+    """The paragraph after the title and the link to the other language."""
+    return next(text for text in page.read_text().split("\n\n")[1:] if not re.fullmatch(r"\[.*\]\(.*\)", text))
 
 
 def test_all_rows_from_imagenet_are_in_the_records():
@@ -163,6 +196,24 @@ def test_all_rows_from_imagenet_are_in_the_records():
         assert len(runs) == len(line["seeds"].split())
         for vector, printed in (("FC", "{top1} ± {top1_std}"), ("POOL5", "{pool5_top1} ± {pool5_top1_std}")):
             assert printed.format(**line) == mean_and_std([run[vector]["top1"] for run in runs]), line["row"]
+        assert line["map"] == f"{mean(run['FC']['mAP'] for run in runs):.1f}", line["row"]
+
+
+def setting_of(row, name):
+    """What all runs of a row were called with."""
+    found = [file for file, kept in ROWS.items() if re.fullmatch(re.escape(row) + r"(_seed\d+)?", kept)]
+    value, = {json.loads((file.parent / "args.json").read_text())[name] for file in found}
+    return value
+
+
+def test_rows_of_answers_csv_are_in_the_records():
+    with open(ROOT / "docs/answers.csv", newline="") as file:
+        rows = [line for line in csv.DictReader(file) if "in records/ as" in line["note"]]
+    assert len(rows) == 9
+    for line in rows:
+        runs = records_of(line["note"].split(" as ")[1])
+        assert len(runs) == len(line["seeds"].split())
+        assert "{top1} ± {std}".format(**line) == mean_and_std([run["FC"]["top1"] for run in runs]), line["row"]
         assert line["map"] == f"{mean(run['FC']['mAP'] for run in runs):.1f}", line["row"]
 
 
@@ -181,7 +232,10 @@ def test_the_first_table_of_structure_is_in_the_records():
     learned_in_texas = {"structure": "regions-structure", "contrastive": "source-only",
                         "contrastive-both": "source-both", "lite0-both": "source-lite0"}
     assert list(rows) == list(learned_in_texas)
-    for row, (home, away, worlds, _) in rows.items():
+    for row, (home, away, worlds, seeds) in rows.items():
+        asked = [len(records_of(name)) for name in (row, learned_in_texas[row], f"worlds_{row}")]
+        if row != "structure":
+            assert seeds in (", ".join(map(str, asked)), str(asked[0])), row
         for cell, kept in ((home, row), (away, learned_in_texas[row])):
             assert figure_in(cell) == mean_and_std([run["FC"]["top1"] for run in records_of(kept)]), kept
         assert worlds == in_worlds(row), row
@@ -203,10 +257,11 @@ def test_the_first_table_of_worlds_is_in_the_records():
 
 
 def test_the_first_table_of_match_is_in_the_records():
-    """A row is a method's (the last one named), asked on one map: within 5 / 10 / 20 px, ..., as the records have it."""
+    """A row is of the last method named: within 5 / 10 / 20 px on one map, ..., as the records have it."""
     kept = {"oriented gradients": "match-structure", "cells": "match-cells-finer", "cells of 8 px alone": "match-cells"}
     _, _, *rows = table_of("docs/match.md")
     assert len(rows) == 7
+    name = None
     for method, side, where, rotation, within, median, corrected, seconds in rows:
         name = method.split(",")[0] or name
         asked, = records_of(kept[name])
@@ -215,7 +270,7 @@ def test_the_first_table_of_match_is_in_the_records():
         assert within == " / ".join(f"{line[f'within{px}']:.1f}" for px in (5, 10, 20)), (name, side)
         assert corrected == " / ".join(f"{line[f'corrected{px}']:.1f}" for px in (5, 10)), (name, side)
         assert median == f"{line['median_px']:.2f}"
-        assert seconds in ("", f"{line['seconds']:.2g}"), (name, side)
+        assert seconds == ("" if name == "oriented gradients" else f"{line['seconds']:.2g}"), (name, side)
 
 
 def test_the_first_table_of_scale_is_in_the_records():
@@ -237,3 +292,6 @@ def test_records_are_small_and_of_no_machine():
     assert sum(file.stat().st_size for file in files) <= 2 ** 20
     for file in files:
         assert without_paths(file.read_text()) == file.read_text(), file
+    for record, row in ROWS.items():
+        named, seed = re.search(r"_seed(\d+)$", row), json.loads((record.parent / "args.json").read_text()).get("seed")
+        assert named is None or seed in (None, int(named[1])), row

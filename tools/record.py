@@ -23,7 +23,10 @@ from shared.plumbing.files import make_folder, write_text
 
 KEPT = ("args.json", "metrics.json", "log.txt")
 COMMIT = re.compile("[0-9a-f]{7,40}")
-PATH = re.compile(r"(?<![\w.~/])(?:~|\.\.?)?/(?:[^\s\"',:/]+/)*([^\s\"',:/]+)")
+NAME = re.compile(r"[\w+-]+")
+# A path from a root, a home, a folder above or a share; in quotation marks, as JSON has it, it may hold blanks.
+QUOTED = re.compile(r'"(?:file://|[A-Za-z]:|~\w*|\.\.?)?[/\\][^"\n]*?([^"/\\\n]+)[/\\]*"')
+PATH = re.compile(r"""(?:file://|(?<![\w.~/:])/(?=/)|(?<![\w.~/])(?:~\w*|\.\.?)?)/(?:[^\s"',:/]+/)*([^\s"',:/]+)""")
 
 
 def arguments():
@@ -32,7 +35,7 @@ def arguments():
     parser.add_argument("--run", required=True, nargs="+", type=Path, help="folders of finished runs, ROW/seedN each")
     parser.add_argument("--machine", required=True, help="on what the seconds were taken, and what ran beside it")
     parser.add_argument("--row", help="of a single run (default: the last two parts of its path)")
-    parser.add_argument("--commit", help="that trained it (default: what is checked out, without changes)")
+    parser.add_argument("--commit", help="that trained it (default: what is checked out now, without changes)")
     parser.add_argument("--out", type=Path, default=ROOT / "records", metavar="FOLDER")
     return parser.parse_args()
 
@@ -43,28 +46,49 @@ def main(args):
                          "record them one by one")
     if not args.machine.strip():
         raise InputError("--machine is empty: say on what the seconds were taken")
-    if re.search(r"[/\s]", args.row or ""):
-        raise InputError(f"--row {args.row}: give a name without slashes and blanks")
     if args.commit and not COMMIT.fullmatch(args.commit):
         raise InputError(f"--commit {args.commit}: give the 7 to 40 digits of a commit's hash")
     unfinished = [str(run) for run in args.run if not (run / "metrics.json").is_file()]
     if unfinished:
         raise InputError(f"--run {', '.join(unfinished)}: no metrics.json; give folders of runs that are finished and "
                          "tested")
-    commit = args.commit or checked_out()
-    records = [(run, args.out / f"{day_of(run)}_{args.row or '_'.join(run.resolve().parts[-2:])}") for run in args.run]
-    there = [str(folder) for _, folder in records if folder.exists()]
+    names = [args.row or "_".join(run.resolve().parts[-2:]) for run in args.run]
+    for name in names:
+        if not NAME.fullmatch(name):
+            raise InputError(f"--row {name}: give a name of letters, digits, + and - alone")
+    recorded = {folder.name.split("_", 1)[-1]: str(folder) for folder in args.out.glob("*_*")}
+    there = [recorded[name] for name in names if name in recorded]
     if there:
         raise InputError(f"{', '.join(there)}: recorded already; a record is not changed")
-    for run, folder in records:
+    if len(set(names)) < len(names):
+        raise InputError(f"--run: two of the runs would be called the same: {', '.join(names)}")
+    texts = [texts_of(run) for run in args.run]
+    commit = args.commit or checked_out()
+    for run, name, kept in zip(args.run, names, texts, strict=True):
+        folder = args.out / f"{day_of(run)}_{name}"
         make_folder(folder, "--out")
-        for name in KEPT:
-            if (run / name).is_file():
-                write_text(folder / name, without_paths((run / name).read_text()))
-        day, row = folder.name.split("_", 1)
-        write_text(folder / "record.json",
-                   json.dumps({"row": row, "day": day, "commit": commit, "machine": args.machine}, indent=1))
+        for file, text in kept.items():
+            write_text(folder / file, text)
+        what = {"row": name, "day": day_of(run), "commit": commit, "machine": without_paths(args.machine)}
+        write_text(folder / "record.json", json.dumps(what, indent=1))
         print(folder)
+
+
+def texts_of(run):
+    """What is kept of a run, {file: text}. InputError where a file is missing, or is not what it should be."""
+    texts = {}
+    for name in KEPT:
+        if name == "log.txt" and not (run / name).exists():         # a test, of a run that trained elsewhere
+            continue
+        try:
+            text = (run / name).read_text(encoding="utf-8")
+            if name != "log.txt" and not isinstance(json.loads(text), dict):
+                raise ValueError("no JSON object")
+        except (OSError, ValueError) as error:
+            raise InputError(f"{run / name} is not what a finished run has ({error}): run its test.py once more") \
+                from None
+        texts[name] = without_paths(text)
+    return texts
 
 
 def day_of(run):
@@ -84,7 +108,7 @@ def checked_out():
 
 def without_paths(text):
     """Text with of each path that begins at a root, a home or a folder above, its last part alone."""
-    return PATH.sub(r"\1", text)
+    return PATH.sub(r"\1", QUOTED.sub(r'"\1"', text))
 
 
 if __name__ == "__main__":
