@@ -76,10 +76,24 @@ ASKED_ELSEWHERE = ("structure", "contrastive", "contrastive-both", "lite0-both")
 POSITIONS = {"contrastive-both": "match-cells-finer", "structure": "match-structure"}
 
 
-def records_of(row):
-    """The metrics of all records of a row, seed after seed."""
-    found = [file for file, name in ROWS.items() if re.fullmatch(re.escape(row) + r"(_seed\d+)?", name)]
-    return [json.loads((file.parent / "metrics.json").read_text()) for file in found]
+def records_of(row, file="metrics.json"):
+    """The metrics of all records of a row, seed after seed, or what they were called with (args.json)."""
+    found = [record for record, name in ROWS.items() if re.fullmatch(re.escape(row) + r"(_seed\d+)?", name)]
+    return [json.loads((record.parent / file).read_text()) for record in found]
+
+
+def setting_of(row, name):
+    """What all runs of a row were called with."""
+    value, = {asked[name] for asked in records_of(row, "args.json")}
+    return value
+
+
+def fastest_epoch(row):
+    """The seconds of a row's fastest epoch on a CPU, where it was timed there; else 0."""
+    logs = [(record.parent / "log.txt").read_text() for record, name in ROWS.items()
+            if re.fullmatch(rf"(cpu|timed)_{re.escape(row)}_seed\d", name)]
+    ends = [[0, *map(float, re.findall(r"^epoch .* seconds ([\d.]+)", log, re.M))] for log in logs]
+    return min((end - start for times in ends for start, end in zip(times, times[1:])), default=0)
 
 
 def mean_and_std(values):
@@ -112,12 +126,31 @@ def row_in(cell):
     return re.search(r"[\w+-]+", cell)[0]
 
 
+def figure_in(cell):
+    """A cell without its interval."""
+    return re.sub(r" [(\[].*", "", cell)
+
+
+def shown(cell, values, figure):
+    """What a page prints of the seeds: the mean, and its deviation with top-1 and where else one is printed."""
+    return mean_and_std(values) if "±" in cell or figure == "top-1" else f"{mean(values):.1f}"
+
+
+def opening_of(page):
+    """The paragraph after the title and the link to the other language."""
+    return next(text for text in page.read_text().split("\n\n")[1:] if not re.fullmatch(r"\[.*\]\(.*\)", text))
+
+
 @pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
 def test_the_readmes_figures_are_in_the_records(name):
     rows = table_rows(name)
     assert len(rows) == 10
-    for row, (top1, m_ap, worlds, within, *_) in rows.items():
+    timed = 0
+    for row, (top1, m_ap, worlds, within, minutes) in rows.items():
         runs = records_of(row)
+        if fastest := fastest_epoch(row):
+            assert minutes == f"{fastest * setting_of(row, 'epochs') / 60:.0f}", row
+            timed += 1
         assert top1 == mean_and_std([run["FC"]["top1"] for run in runs]), row
         assert m_ap == f"{mean(run['FC']['mAP'] for run in runs):.1f}", row
         assert worlds == (in_worlds(row) if row in ASKED_ELSEWHERE else ""), row
@@ -127,13 +160,14 @@ def test_the_readmes_figures_are_in_the_records(name):
             line, = [line for line in asked["lines"]
                      if (line["side"], line["map"], line["rotation"]) == (200, "tile", "known")]
             assert within == f"{line['within10']:.1f}", row
+    assert timed == 4
 
 
 # A page's table by its columns: what each heading names is the same in all of them. The records 64px_ROW are of images
 # of 64 px, trained on for 12 epochs or as many as the page says; lite0-ROW begins from ImageNet.
 TABLES = [("pretrained", 0, ""), ("contrastive", 0, ""), ("contrastive", 1, ""), ("regions", 0, ""),
-          ("answers", 0, ""), ("answers.zh", 0, ""), ("arn", 0, "64px_"),
-          ("hhl", 0, "64px_"), ("ecn", 0, "64px_")]
+          ("answers", 0, "lite0-"), ("answers.zh", 0, "lite0-"), ("simsiam", 0, "64px_"), ("san", 0, "64px_"),
+          ("arn", 0, "64px_"), ("hhl", 0, "64px_"), ("ecn", 0, "64px_")]
 FIGURES = {"top-1": "top1", "top-5": "top5", "top-10": "top10", "mAP": "mAP"}
 STARTS = {"ImageNet": "lite0-", "scratch": "64px_", "从零": "64px_"}
 BEFORE = {"triplet-from-simsiam": "simsiam"}
@@ -144,23 +178,24 @@ def test_the_tables_of_the_pages_are_in_the_records(page, number, prefix):
     heading, _, *rows = table_of(f"docs/{page}.md", number)
     assert 2 <= len(rows) <= 8
     for row, *cells in rows:
-        row, held, vector = row_in(row), 0, "FC"
+        row, start, held, vector = row_in(row), prefix, 0, "FC"
+        steps = [step for step in (BEFORE.get(row), row) if step]
         for name, cell in zip(heading[1:], cells, strict=True):
-            prefix = next((start for word, start in STARTS.items() if word in name), prefix)
-            runs = records_of(prefix + row)
+            start = next((start for word, start in STARTS.items() if word in name), start)
+            runs = records_of(start + row)
             figure = re.search(r"top-\d+|mAP", name)
             if name == "vector":
                 vector = cell
             elif name == "seeds":
                 assert cell == ("" if row in ROWS.values() else str(len(runs))), row
-            elif name in ("epochs", "rate", "rate, head"):
-                asked = " + ".join(str(setting_of(prefix + step, "epochs")) for step in (BEFORE.get(row), row) if step)
-                rates = [setting_of(prefix + row, rate) for rate in ("lr", "lr_head")[:name.count(",") + 1]]
-                assert cell == (asked if name == "epochs" else ", ".join(map(str, rates))), (row, name)
-            elif re.search("seconds|秒", name) and cell:
-                steps = [f"{mean(run['seconds'] for run in records_of(prefix + step)):.0f}"
-                         for step in (BEFORE.get(row), row) if step]
-                assert cell == " + ".join(steps), row
+            elif name == "epochs":
+                assert cell == " + ".join(str(setting_of(start + step, "epochs")) for step in steps), row
+            elif name in ("rate", "学习率", "rate, head"):
+                rates = [setting_of(start + row, rate) for rate in ("lr", "lr_head")[:name.count(",") + 1]]
+                assert cell == ", ".join(map(str, rates)), row
+            elif re.search("seconds|秒", name):
+                seconds = [mean(run["seconds"] for run in records_of(start + step)) for step in steps]
+                assert cell == " + ".join(f"{value:.0f}" for value in seconds), row
             elif figure:
                 values = [run["POOL5" if "POOL5" in name else vector][FIGURES[figure[0]]] for run in runs]
                 assert figure_in(cell) == shown(cell, values, figure[0]), (row, name)
@@ -182,11 +217,6 @@ def test_what_a_page_opens_with_is_in_the_records():
     assert [figure for figure in printed if figure[1] not in known] == []
 
 
-def opening_of(page):
-    """The paragraph after the title and the link to the other language."""
-    return next(text for text in page.read_text().split("\n\n")[1:] if not re.fullmatch(r"\[.*\]\(.*\)", text))
-
-
 def test_all_rows_from_imagenet_are_in_the_records():
     with open(ROOT / "docs/pretrained.csv", newline="") as file:
         rows = [line for line in csv.DictReader(file) if line["table"] == "rows"]
@@ -199,13 +229,6 @@ def test_all_rows_from_imagenet_are_in_the_records():
         assert line["map"] == f"{mean(run['FC']['mAP'] for run in runs):.1f}", line["row"]
 
 
-def setting_of(row, name):
-    """What all runs of a row were called with."""
-    found = [file for file, kept in ROWS.items() if re.fullmatch(re.escape(row) + r"(_seed\d+)?", kept)]
-    value, = {json.loads((file.parent / "args.json").read_text())[name] for file in found}
-    return value
-
-
 def test_rows_of_answers_csv_are_in_the_records():
     with open(ROOT / "docs/answers.csv", newline="") as file:
         rows = [line for line in csv.DictReader(file) if "in records/ as" in line["note"]]
@@ -215,16 +238,6 @@ def test_rows_of_answers_csv_are_in_the_records():
         assert len(runs) == len(line["seeds"].split())
         assert "{top1} ± {std}".format(**line) == mean_and_std([run["FC"]["top1"] for run in runs]), line["row"]
         assert line["map"] == f"{mean(run['FC']['mAP'] for run in runs):.1f}", line["row"]
-
-
-def figure_in(cell):
-    """A cell without its interval."""
-    return re.sub(r" [(\[].*", "", cell)
-
-
-def shown(cell, values, figure):
-    """What a page prints of the seeds: the mean, and its deviation with top-1 and where else one is printed."""
-    return mean_and_std(values) if "±" in cell or figure == "top-1" else f"{mean(values):.1f}"
 
 
 def test_the_first_table_of_structure_is_in_the_records():
