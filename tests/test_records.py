@@ -35,6 +35,8 @@ def test_a_record_tells_the_run_and_no_path(tmp_path):
                                 ("--machine", " ", "on what"), ("--commit", "none", "digits of a commit's hash")):
         done = script("tools/record.py", "--run", runs[0], *words, flag, wrong)
         assert done.returncode == 2 and reason in done.stderr
+    (second / "record.json").unlink()                   # as where it was interrupted
+    assert script("tools/record.py", "--run", runs[1], *words).returncode == 0 and (second / "record.json").is_file()
     (tmp_path / "records" / first.name).rename(tmp_path / f"records/2020-01-01_{first.name[11:]}")
     older = script("tools/record.py", "--run", runs[0], *words)
     assert older.returncode == 2 and "2020-01-01_row_seed0: recorded already" in older.stderr
@@ -47,14 +49,16 @@ def test_a_record_tells_the_run_and_no_path(tmp_path):
 @pytest.mark.parametrize("file, bytes_of_it", [("metrics.json", b"1"), ("metrics.json", b"{"), ("args.json", None),
                                                ("log.txt", b"\xff\xfe")])
 def test_what_is_not_a_runs_file_is_told_and_nothing_is_written(tmp_path, file, bytes_of_it):
-    good, bad = write_run(tmp_path / "row/seed0"), write_run(tmp_path / "row/seed1")
-    if bytes_of_it is None:
-        (bad / file).unlink()
-    else:
-        (bad / file).write_bytes(bytes_of_it)
-    done = script("tools/record.py", "--run", good, bad, "--machine", "one core", "--commit", "abc1234",
+    good, *both = [write_run(tmp_path / f"row/seed{seed}") for seed in range(3)]
+    for bad in both:
+        if bytes_of_it is None:
+            (bad / file).unlink()
+        else:
+            (bad / file).write_bytes(bytes_of_it)
+    done = script("tools/record.py", "--run", good, *both, "--machine", "one core", "--commit", "abc1234",
                   "--out", tmp_path / "records")
-    assert done.returncode == 2 and f"{bad / file} is not what" in done.stderr and not (tmp_path / "records").exists()
+    assert done.returncode == 2 and not (tmp_path / "records").exists()
+    assert all(f"{bad / file} is not what" in done.stderr for bad in both)
 
 
 @pytest.mark.parametrize("text, kept", [
@@ -217,26 +221,20 @@ def test_what_a_page_opens_with_is_in_the_records():
     assert [figure for figure in printed if figure[1] not in known] == []
 
 
-def test_all_rows_from_imagenet_are_in_the_records():
-    with open(ROOT / "docs/pretrained.csv", newline="") as file:
-        rows = [line for line in csv.DictReader(file) if line["table"] == "rows"]
-    assert len(rows) == 14
-    for line in rows:
-        runs = records_of(line["row"])
+@pytest.mark.parametrize("page, column, wanted, count, named, vectors", [
+    ("pretrained", "table", "rows", 14, "row",
+     {"FC": "{top1} ± {top1_std}", "POOL5": "{pool5_top1} ± {pool5_top1_std}"}),
+    ("answers", "note", "in records/ as ", 9, "note", {"FC": "{top1} ± {std}"})])
+def test_the_rows_beside_a_page_are_in_the_records(page, column, wanted, count, named, vectors):
+    """Of a CSV: the lines that say what they are, the last word of `named` the record's row."""
+    with open(ROOT / f"docs/{page}.csv", newline="") as file:
+        lines = [line for line in csv.DictReader(file) if wanted in line[column]]
+    assert len(lines) == count
+    for line in lines:
+        runs = records_of(line[named].split(" ")[-1])
         assert len(runs) == len(line["seeds"].split())
-        for vector, printed in (("FC", "{top1} ± {top1_std}"), ("POOL5", "{pool5_top1} ± {pool5_top1_std}")):
+        for vector, printed in vectors.items():
             assert printed.format(**line) == mean_and_std([run[vector]["top1"] for run in runs]), line["row"]
-        assert line["map"] == f"{mean(run['FC']['mAP'] for run in runs):.1f}", line["row"]
-
-
-def test_rows_of_answers_csv_are_in_the_records():
-    with open(ROOT / "docs/answers.csv", newline="") as file:
-        rows = [line for line in csv.DictReader(file) if "in records/ as" in line["note"]]
-    assert len(rows) == 9
-    for line in rows:
-        runs = records_of(line["note"].split(" as ")[1])
-        assert len(runs) == len(line["seeds"].split())
-        assert "{top1} ± {std}".format(**line) == mean_and_std([run["FC"]["top1"] for run in runs]), line["row"]
         assert line["map"] == f"{mean(run['FC']['mAP'] for run in runs):.1f}", line["row"]
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's root, where shared/ is
 
-from shared.plumbing.errors import ROOT, InputError, run_script
+from shared.plumbing.errors import ROOT, InputError, run_script, several
 from shared.plumbing.files import make_folder, write_text
 
 KEPT = ("args.json", "metrics.json", "log.txt")
@@ -53,16 +53,20 @@ def main(args):
         raise InputError(f"--run {', '.join(unfinished)}: no metrics.json; give folders of runs that are finished and "
                          "tested")
     names = [args.row or "_".join(run.resolve().parts[-2:]) for run in args.run]
-    for name in names:
-        if not NAME.fullmatch(name):
-            raise InputError(f"--row {name}: give a name of letters, digits, + and - alone")
-    recorded = {folder.name.split("_", 1)[-1]: str(folder) for folder in args.out.glob("*_*")}
+    wrong = [name for name in names if not NAME.fullmatch(name)]
+    if wrong:
+        raise InputError(f"--row {', '.join(wrong)}: give a name of letters, digits, + and - alone")
+    # What was interrupted has no record.json, which is written last: it is written once more.
+    recorded = {file.parent.name.split("_", 1)[-1]: str(file.parent) for file in args.out.glob("*_*/record.json")}
     there = [recorded[name] for name in names if name in recorded]
     if there:
         raise InputError(f"{', '.join(there)}: recorded already; a record is not changed")
     if len(set(names)) < len(names):
         raise InputError(f"--run: two of the runs would be called the same: {', '.join(names)}")
-    texts = [texts_of(run) for run in args.run]
+    problems = []
+    texts = [texts_of(run, problems) for run in args.run]
+    if problems:
+        raise several("--run: of these runs not all can be read; run their test.py once more:", problems)
     commit = args.commit or checked_out()
     for run, name, kept in zip(args.run, names, texts, strict=True):
         folder = args.out / f"{day_of(run)}_{name}"
@@ -74,20 +78,18 @@ def main(args):
         print(folder)
 
 
-def texts_of(run):
-    """What is kept of a run, {file: text}. InputError where a file is missing, or is not what it should be."""
+def texts_of(run, problems):
+    """What is kept of a run, {file: text}. What is missing, or not what it should be, is added to the problems."""
     texts = {}
     for name in KEPT:
         if name == "log.txt" and not (run / name).exists():         # a test, of a run that trained elsewhere
             continue
         try:
-            text = (run / name).read_text(encoding="utf-8")
-            if name != "log.txt" and not isinstance(json.loads(text), dict):
+            texts[name] = without_paths((run / name).read_text(encoding="utf-8"))
+            if name != "log.txt" and not isinstance(json.loads(texts[name]), dict):
                 raise ValueError("no JSON object")
         except (OSError, ValueError) as error:
-            raise InputError(f"{run / name} is not what a finished run has ({error}): run its test.py once more") \
-                from None
-        texts[name] = without_paths(text)
+            problems.append(f"{run / name} is not what a finished run has ({error})")
     return texts
 
 
